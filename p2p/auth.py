@@ -1,0 +1,106 @@
+"""The cluster secret: who belongs to the cluster, proved by short-lived HMAC tokens.
+
+One file holds the secret on every host (made by `damselfly up`, a Kubernetes Secret elsewhere). A token is
+`purpose.subject.expiry.mac`: the purpose says what it opens ("rpc", "admin", "piece"), the subject for whom (a host id,
+or a version id for pieces), the expiry in whole seconds of Unix time, and the MAC (HMAC-SHA256) proves knowledge of the
+secret. Tokens are compared in constant time. A daemon without a secret accepts everyone, and listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+
+from p2p.errors import ConfigError, UnauthorizedError
+
+TOKEN_SECONDS = 300
+"""How long a token opens its door; clocks in one cluster must agree to within this."""
+
+_MINIMUM_BYTES = 16
+
+
+class ClusterSecret:
+    """A shared secret that signs and verifies tokens; its repr shows nothing."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < _MINIMUM_BYTES:
+            raise ConfigError(f"the cluster secret has {len(key)} bytes; at least {_MINIMUM_BYTES} are needed")
+        self._key = hashlib.sha256(b"damselfly cluster secret\0" + key).digest()
+
+    @classmethod
+    def load(cls, path: Path) -> ClusterSecret:
+        """Read the secret from a file; surrounding white space does not count. Raises ConfigError."""
+        try:
+            return cls(path.read_bytes().strip())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the cluster secret {str(path)!r}: {error.strerror}; make one with: "
+                f"head -c 32 /dev/urandom | base64 > {path}"
+            ) from error
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> ClusterSecret:
+        """Read the secret from a file, which is made (mode 0600, random content) if it does not exist."""
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return cls.load(path)
+        except OSError as error:
+            raise ConfigError(f"cannot create the cluster secret {str(path)!r}: {error.strerror}") from error
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(base64.b64encode(secrets.token_bytes(32)) + b"\n")
+        return cls.load(path)
+
+    def sign(self, purpose: str, subject: str, *, now: float) -> str:
+        """Return a token that opens `purpose` for `subject` until `now` (Unix seconds) plus TOKEN_SECONDS."""
+        head = f"{purpose}.{subject}.{int(now) + TOKEN_SECONDS}"
+        return f"{head}.{self._mac(head)}"
+
+    def verify(self, token: str, purpose: str, *, now: float, subject: str | None = None) -> str:
+        """Return the subject that the token was signed for; raise UnauthorizedError unless it is sound.
+
+        Where `subject` is given the token must name it.
+        """
+        head, _, mac = token.rpartition(".")
+        genuine = hmac.compare_digest(mac.encode(), self._mac(head).encode())
+        fields = head.split(".")
+        if not genuine or len(fields) != 3 or fields[0] != purpose:
+            raise UnauthorizedError(f"not a token for {purpose!r} of this cluster; compare --cluster-secret-file")
+        if not now <= int(fields[2]) <= now + 2 * TOKEN_SECONDS:
+            raise UnauthorizedError("the token has expired; compare the clocks of the two hosts")
+        if subject is not None and fields[1] != subject:
+            raise UnauthorizedError("the token was made for something else")
+        return fields[1]
+
+    def _mac(self, head: str) -> str:
+        return hmac.new(self._key, head.encode(), hashlib.sha256).hexdigest()
+
+    def __repr__(self) -> str:
+        return "ClusterSecret(…)"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a listener on `host` can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def require_secret(secret: ClusterSecret | None, *hosts: str) -> None:
+    """Raise ConfigError if a listener would be open to other machines without a cluster secret."""
+    for host in hosts:
+        if secret is None and not is_loopback(host):
+            raise ConfigError(
+                f"listening on {host!r} needs --cluster-secret-file: without it anyone who reaches that address could "
+                "read the cache; give the file, or listen on 127.0.0.1"
+            )
