@@ -1,0 +1,1 @@
+"""The peer's decisions, pure: events and time in, commands out."""

@@ -1,0 +1,418 @@
+"""One version's download on one host, as a pure state machine.
+
+Every missing piece that somebody here wants is in exactly one place:
+
+    asked for     the scheduler knows that it is wanted, and will assign it
+    planned       the scheduler named a parent for it, no transfer has it yet
+    due           to be taken from the origin by this host, no transfer has it yet
+    flying        one transfer is fetching it
+
+A seed's *duty* (pieces the scheduler told it to bring from the origin for others) lives in `due` and `flying` too,
+wanted by nobody here. No two transfers ever fetch one piece: both would write the same bytes of the same file, and a
+faulty one could damage what the other had verified.
+
+With a scheduler the machine follows assignments. Without one, or when the scheduler leaves the download without a
+landed piece for PATIENCE_SECONDS, it is *alone* and takes what it wants from the origin itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+
+from p2p.control import ORIGIN, Assignment, Failed, FailureReason, Landed, Part, Progress, Source, Unwant, Want
+from p2p.pieces import MIB, Bitmap, PieceLayout, Span, spans_of
+from p2p.versions import Version
+from peer.core.messages import (
+    AbortTransfer,
+    Assigned,
+    Command,
+    Disinterest,
+    Event,
+    GiveUp,
+    Interest,
+    PieceLanded,
+    SchedulerDown,
+    SchedulerUp,
+    StartTransfer,
+    Stop,
+    Tell,
+    Tick,
+    TransferEnded,
+)
+from peer.core.pace import OriginPace
+
+TRANSFER_BYTES = 16 * MIB
+"""How much one request asks for at the most: enough to make the wait for its first byte small against the rest."""
+
+PARENT_TRANSFERS = 4
+"""Concurrent transfers from other hosts, all parents of one download together."""
+
+PATIENCE_SECONDS = 30.0
+"""How long a download bears without a landed piece what its scheduler plans, before it goes to the origin itself."""
+
+_SHUNNED = frozenset({FailureReason.UNREACHABLE, FailureReason.STALLED, FailureReason.BUSY})
+_SOURCE_IS_USELESS = frozenset({FailureReason.ORIGIN_REFUSED, FailureReason.VERSION_CHANGED})
+
+
+@dataclass(slots=True)
+class _Flight:
+    span: Span
+    parent_id: str
+    source: Source | None
+    remaining: set[int]
+    assigned: bool
+    aborting: bool = False
+
+
+class DownloadCore:
+    """The state machine; `apply` is the only way in, commands the only way out.
+
+    `seed` hosts keep bringing what they were assigned from the origin when their own readers leave. Cost per event:
+    O(pieces / 64) machine words plus the pieces the event names.
+    """
+
+    def __init__(
+        self, version: Version, layout: PieceLayout, landed: Bitmap, *, scheduler: bool, seed: bool = False
+    ) -> None:
+        self.version = version
+        self.layout = layout
+        self.landed = landed.copy()
+        self.pace = OriginPace()
+        self.alone = not scheduler
+        self._scheduler = scheduler
+        self._seed = seed
+        self._readers: dict[int, Bitmap] = {}
+        self._own_sources: dict[int, Source] = {}
+        self._lent_sources: list[Source] = []
+        self._useless: set[Source] = set()
+        self._planned: dict[int, Part] = {}
+        self._due = Bitmap(layout.count)
+        self._assigned_due = Bitmap(layout.count)
+        self._flights: dict[int, _Flight] = {}
+        self._next_transfer = 1
+        self._last_landing = 0.0
+
+    @property
+    def wanted(self) -> Bitmap:
+        """The pieces some reader waits for that have not landed."""
+        union = Bitmap(self.layout.count)
+        for bitmap in self._readers.values():
+            union |= bitmap
+        return union - self.landed
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is wanted, due or under way: the download may be forgotten."""
+        return not (self._flights or self._due or self._planned or self.wanted)
+
+    def apply(self, event: Event, *, now: float) -> list[Command]:
+        """Take an event at `now` (monotonic seconds) and return what is to be done, in order."""
+        commands: list[Command] = []
+        match event:
+            case Interest():
+                self._interest(event, now, commands)
+            case Disinterest(reader):
+                self._disinterest({reader}, commands)
+            case Assigned(assignment):
+                self._assigned(assignment, commands)
+            case SchedulerUp():
+                self._scheduler_up(now, commands)
+            case SchedulerDown():
+                self._scheduler, self.alone = False, True
+            case PieceLanded():
+                self._piece_landed(event, now, commands)
+            case TransferEnded():
+                self._transfer_ended(event, commands)
+            case Stop():
+                self._stop(commands)
+            case Tick():
+                pass
+        self._lose_patience(now)
+        self._take_what_nobody_plans()
+        self._hand_back_what_has_no_source(commands)
+        self._start(now, commands)
+        return commands
+
+    def next_deadline(self) -> float | None:
+        """Return when a Tick is due (monotonic seconds), or None."""
+        if self.alone or self._flights or not self.wanted:
+            return None
+        return self._last_landing + PATIENCE_SECONDS
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless every piece is where the module's header says."""
+        flying: set[int] = set()
+        for flight in self._flights.values():
+            assert flying.isdisjoint(flight.remaining), "a piece flies twice"
+            assert flight.remaining <= set(flight.span), "a transfer fetches what it was not asked for"
+            flying |= flight.remaining
+        assert not any(index in self.landed for index in flying), "a landed piece is being overwritten"
+        assert not self._due & self.landed, "a landed piece is due"
+        assert not any(index in self.landed for index in self._planned), "a landed piece is planned"
+        assert not self._assigned_due - self._due, "assigned to the origin, yet not due"
+        assert not any(index in self._due for index in self._planned), "a piece is planned and due"
+        if self.alone and self._sources():
+            hands = flying | set(self._due) | set(self._planned)
+            assert set(self.wanted) <= hands, "alone, and a wanted piece is in no hand"
+        origin_flights = sum(flight.source is not None for flight in self._flights.values())
+        assert origin_flights <= self.pace.highest, "too many requests at the origin"
+        assert len(self._flights) - origin_flights <= PARENT_TRANSFERS, "too many transfers from parents"
+
+    # Events
+
+    def _interest(self, event: Interest, now: float, commands: list[Command]) -> None:
+        known = self.wanted
+        if not known:
+            self._last_landing = now
+        self._readers[event.reader] = Bitmap(self.layout.count, event.spans)
+        self._own_sources[event.reader] = event.source
+        # Somebody has just proved that this source may read this version.
+        self._useless.discard(event.source)
+        self._ask(self.wanted - known - self._own_initiative(), commands)
+
+    def _disinterest(self, readers: Iterable[int], commands: list[Command]) -> None:
+        before = self.wanted
+        for reader in readers:
+            self._readers.pop(reader, None)
+            self._own_sources.pop(reader, None)
+        wanted = self.wanted
+        if before == wanted:
+            return
+        if self._scheduler:
+            commands.append(Tell(Unwant(self.version.id)))
+        self._planned = {index: part for index, part in self._planned.items() if index in wanted}
+        if not self._seed:
+            self._due &= wanted
+        self._assigned_due &= self._due
+        for transfer, flight in self._flights.items():
+            duty = self._seed and flight.source is not None
+            if not duty and not any(index in wanted for index in flight.remaining):
+                self._abort(transfer, flight, commands)
+        self._ask(wanted - self._own_initiative(), commands)
+
+    def _scheduler_up(self, now: float, commands: list[Command]) -> None:
+        """Start afresh with a scheduler that knows nothing of this download: it was away, or is another one."""
+        self._scheduler, self.alone = True, False
+        self._planned.clear()
+        self._due.clear()
+        self._assigned_due.clear()
+        for flight in self._flights.values():
+            flight.assigned = False
+        self._last_landing = now
+        self._ask(self.wanted - self._own_initiative(), commands)
+
+    def _assigned(self, assignment: Assignment, commands: list[Command]) -> None:
+        self.alone = not self._scheduler
+        if assignment.source is not None:
+            self._useless.discard(assignment.source)
+            if assignment.source not in self._lent_sources:
+                self._lent_sources.append(assignment.source)
+        wanted = self.wanted
+        for part in assignment.parts:
+            for index in part.span:
+                if index not in self.landed and (part.parent_id == ORIGIN or index in wanted):
+                    self._plan(index, part, commands)
+
+    def _plan(self, index: int, part: Part, commands: list[Command]) -> None:
+        for transfer, flight in self._flights.items():
+            if index in flight.remaining and not flight.aborting:
+                if flight.parent_id == part.parent_id or not flight.assigned:
+                    return
+                self._abort(transfer, flight, commands)
+        if part.parent_id == ORIGIN:
+            self._planned.pop(index, None)
+            self._due.add_piece(index)
+            self._assigned_due.add_piece(index)
+            return
+        self._due.discard_piece(index)
+        self._assigned_due.discard_piece(index)
+        digest = part.digests[index - part.span.start]
+        self._planned[index] = Part(Span(index, index + 1), part.parent_id, part.parent_address, (digest,))
+
+    def _piece_landed(self, event: PieceLanded, now: float, commands: list[Command]) -> None:
+        self.landed.add_piece(event.index)
+        self._last_landing = now
+        self._planned.pop(event.index, None)
+        self._due.discard_piece(event.index)
+        self._assigned_due.discard_piece(event.index)
+        flight = self._flights[event.transfer]
+        flight.remaining.discard(event.index)
+        if flight.source is not None:
+            self.pace.landed(self.layout.size(event.index), now)
+        if self._scheduler:
+            digests = (event.digest,) if flight.source is not None else ()
+            landed = Landed(Span(event.index, event.index + 1), flight.parent_id, digests)
+            commands.append(Tell(Progress(self.version.id, (landed,))))
+
+    def _transfer_ended(self, event: TransferEnded, commands: list[Command]) -> None:
+        flight = self._flights.pop(event.transfer)
+        if not any(other.source is not None for other in self._flights.values()):
+            self.pace.idle()
+        unfinished = Bitmap(self.layout.count, spans_of(sorted(flight.remaining)))
+        if not unfinished:
+            return
+        if event.reason is None:
+            self._ask_again(unfinished, commands)
+        elif flight.source is None:
+            self._parent_failed(event, event.reason, flight, unfinished, commands)
+        else:
+            self._origin_failed(event, event.reason, flight, flight.source, unfinished, commands)
+
+    def _parent_failed(
+        self, event: TransferEnded, reason: FailureReason, flight: _Flight, unfinished: Bitmap, commands: list[Command]
+    ) -> None:
+        lost = unfinished.copy()
+        if reason in _SHUNNED:
+            # The rest that is planned from this parent would only wait for its own deadline, piece after piece.
+            for index in [index for index, part in self._planned.items() if part.parent_id == flight.parent_id]:
+                del self._planned[index]
+                lost.add_piece(index)
+        self._report([Failed(span, flight.parent_id, reason, event.detail) for span in lost.spans()], commands)
+        if reason is FailureReason.LOCAL:
+            self._give_up(event, commands)
+        elif not flight.assigned:
+            self._ask_again(unfinished, commands)
+
+    def _origin_failed(
+        self,
+        event: TransferEnded,
+        reason: FailureReason,
+        flight: _Flight,
+        source: Source,
+        unfinished: Bitmap,
+        commands: list[Command],
+    ) -> None:
+        if reason in _SOURCE_IS_USELESS or source in self._lent_sources:
+            self._useless.add(source)
+        if self._sources() and reason is not FailureReason.LOCAL and source in self._useless:
+            # Another way to the same bytes is left: another reader's URL, or the one the scheduler lent.
+            self._due |= unfinished
+            if flight.assigned:
+                self._assigned_due |= unfinished
+            return
+        lost = unfinished | self._due
+        ours = bool(lost & self.wanted)
+        self._due.clear()
+        self._assigned_due.clear()
+        self._report([Failed(span, ORIGIN, reason, event.detail) for span in lost.spans()], commands)
+        if ours and (source in self._own_sources.values() or self.alone or reason is FailureReason.LOCAL):
+            self._give_up(event, commands)
+        elif ours and not flight.assigned:
+            self._ask_again(unfinished, commands)
+
+    def _stop(self, commands: list[Command]) -> None:
+        self._disinterest(tuple(self._readers), commands)
+        self._planned.clear()
+        self._due.clear()
+        self._assigned_due.clear()
+        for transfer, flight in self._flights.items():
+            self._abort(transfer, flight, commands)
+
+    # Parts of several events
+
+    def _sources(self) -> list[Source]:
+        sources = (*self._own_sources.values(), *self._lent_sources)
+        return [source for source in sources if source not in self._useless]
+
+    def _flying(self) -> Bitmap:
+        return Bitmap(
+            self.layout.count,
+            (Span(index, index + 1) for flight in self._flights.values() for index in flight.remaining),
+        )
+
+    def _own_initiative(self) -> Bitmap:
+        """The pieces this host fetches without the scheduler's knowing: asking for them would fetch them twice."""
+        loose = (f for f in self._flights.values() if not f.assigned and not f.aborting)
+        flying = Bitmap(self.layout.count, (Span(index, index + 1) for f in loose for index in f.remaining))
+        return flying | (self._due - self._assigned_due)
+
+    def _ask(self, pieces: Bitmap, commands: list[Command]) -> None:
+        if self._scheduler and pieces:
+            source = next((own for own in self._own_sources.values() if own not in self._useless), None)
+            commands.append(Tell(Want(self.version, pieces.spans(), source)))
+
+    def _ask_again(self, pieces: Bitmap, commands: list[Command]) -> None:
+        planned = Bitmap(self.layout.count, spans_of(sorted(self._planned)))
+        self._ask((pieces & self.wanted) - self._due - planned, commands)
+
+    def _report(self, failed: Iterable[Failed], commands: list[Command]) -> None:
+        if self._scheduler and (failed := tuple(failed)):
+            commands.append(Tell(Progress(self.version.id, (), failed)))
+
+    def _give_up(self, event: TransferEnded, commands: list[Command]) -> None:
+        commands.append(GiveUp(event.transfer, event.detail))
+        self._disinterest(tuple(self._readers), commands)
+
+    @staticmethod
+    def _abort(transfer: int, flight: _Flight, commands: list[Command]) -> None:
+        if not flight.aborting:
+            flight.aborting = True
+            commands.append(AbortTransfer(transfer))
+
+    def _lose_patience(self, now: float) -> None:
+        deadline = self.next_deadline()
+        if deadline is not None and now >= deadline:
+            self.alone = True
+
+    def _take_what_nobody_plans(self) -> None:
+        if self.alone and self._sources():
+            planned = Bitmap(self.layout.count, spans_of(sorted(self._planned)))
+            self._due |= self.wanted - self._flying() - planned
+
+    def _hand_back_what_has_no_source(self, commands: list[Command]) -> None:
+        if self._due and not self._sources():
+            reason = FailureReason.ORIGIN_REFUSED
+            detail = "the request that brought the way to the origin is gone"
+            self._report([Failed(span, ORIGIN, reason, detail) for span in self._due.spans()], commands)
+            self._due.clear()
+            self._assigned_due.clear()
+
+    def _start(self, now: float, commands: list[Command]) -> None:
+        flying = self._flying()
+        while sum(flight.source is None for flight in self._flights.values()) < PARENT_TRANSFERS:
+            first = min((index for index in self._planned if index not in flying), default=None)
+            if first is None:
+                break
+            self._start_parent(first, flying, commands)
+        while sum(flight.source is not None for flight in self._flights.values()) < self.pace.limit:
+            first = (self._due - flying).first()
+            if first is None:
+                break
+            self._start_origin(first, flying, self._sources()[0], now, commands)
+
+    def _start_parent(self, first: int, flying: Bitmap, commands: list[Command]) -> None:
+        part = self._planned[first]
+        same = {
+            index
+            for index, other in self._planned.items()
+            if (other.parent_id, other.parent_address) == (part.parent_id, part.parent_address)
+        }
+        span = self._run(first, same, flying)
+        digests = tuple(self._planned.pop(index).digests[0] for index in span)
+        transfer = self._take_off(span, part.parent_id, None, flying, assigned=True)
+        commands.append(StartTransfer(transfer, span, part.parent_id, part.parent_address, digests))
+
+    def _start_origin(self, first: int, flying: Bitmap, source: Source, now: float, commands: list[Command]) -> None:
+        assigned = first in self._assigned_due
+        span = self._run(first, self._assigned_due if assigned else self._due - self._assigned_due, flying)
+        self._due.discard(span)
+        self._assigned_due.discard(span)
+        self.pace.began(now)
+        transfer = self._take_off(span, ORIGIN, source, flying, assigned=assigned)
+        commands.append(StartTransfer(transfer, span, ORIGIN, source=source))
+
+    def _run(self, first: int, candidates: Container[int], flying: Bitmap) -> Span:
+        """Return as many consecutive candidates from `first` on as one transfer may take."""
+        most = max(1, TRANSFER_BYTES // self.layout.piece_length)
+        stop = first + 1
+        while stop - first < most and stop in candidates and stop not in flying:
+            stop += 1
+        return Span(first, stop)
+
+    def _take_off(self, span: Span, parent_id: str, source: Source | None, flying: Bitmap, *, assigned: bool) -> int:
+        transfer = self._next_transfer
+        self._next_transfer += 1
+        self._flights[transfer] = _Flight(span, parent_id, source, set(span), assigned)
+        flying.add(span)
+        return transfer
