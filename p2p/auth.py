@@ -22,6 +22,7 @@ TOKEN_SECONDS = 300
 """How long a token opens its door; clocks in one cluster must agree to within this."""
 
 _MINIMUM_BYTES = 16
+_SCHEME = "Damselfly"
 
 
 class ClusterSecret:
@@ -84,6 +85,19 @@ class ClusterSecret:
 
     def __repr__(self) -> str:
         return "ClusterSecret(…)"
+
+
+def authorization(token: str) -> str:
+    """Return the value of the `Authorization` field that carries `token` to a piece server or an admin API."""
+    return f"{_SCHEME} {token}"
+
+
+def bearer_token(header: str) -> str:
+    """Return the token of an `Authorization` field; raise UnauthorizedError if it carries none of ours."""
+    scheme, _, token = header.strip().partition(" ")
+    if scheme.lower() != _SCHEME.lower() or not token:
+        raise UnauthorizedError("no cluster token was given; the cluster secret is needed (--cluster-secret-file)")
+    return token.strip()
 
 
 def is_loopback(host: str) -> bool:
