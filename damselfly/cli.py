@@ -1,0 +1,190 @@
+"""The `damselfly` command: turns flags into settings and hands them to the part that does the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from bench.cli import app as bench_app
+from damselfly.get import GetSettings, run_get
+from damselfly.up import up as run_up
+from p2p.config import Address, parse_address, parse_duration, parse_size
+from p2p.errors import ConfigError
+from peer.main import PeerSettings, run as run_peer
+from scheduler.main import SchedulerSettings, run as run_scheduler
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="damselfly",
+    help="Distribute model files to a fleet of GPU nodes: every byte leaves the object store once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(bench_app, name="bench")
+
+_SCHEDULER = Address("127.0.0.1", 8002)
+
+
+def _data_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "damselfly"
+
+
+def _parsed(parse: Callable[[str], T]) -> Callable[[str | T], T]:
+    """Make a settings parser a typer parser: its error becomes a usage error with the same text."""
+
+    def parser(value: str | T) -> T:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse(value)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parser
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ConfigError(f"label {text!r} is not name=value; write for example zone=eu-1a")
+    return name, value
+
+
+_address = _parsed(parse_address)
+
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.", rich_help_panel="Logs")]
+SecretFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DAMSELFLY_CLUSTER_SECRET_FILE",
+        help="File with the secret that all hosts of the cluster share. Required to listen on anything but loopback.",
+    ),
+]
+
+
+@app.command()
+def scheduler(
+    grpc_listen: Annotated[
+        Address, typer.Option(parser=_address, metavar="HOST:PORT", help="Where peers connect (gRPC).")
+    ] = _SCHEDULER,
+    http_listen: Annotated[
+        Address, typer.Option(parser=_address, metavar="HOST:PORT", help="Health, metrics and the admin API.")
+    ] = Address("127.0.0.1", 8000),
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where piece digests outlive a restart; without it they are kept in memory only."),
+    ] = None,
+    cluster_secret_file: SecretFile = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run a scheduler: it tells every peer where to fetch which pieces."""
+    settings = SchedulerSettings(
+        grpc=grpc_listen,
+        http=http_listen,
+        state_dir=state_dir,
+        cluster_secret_file=cluster_secret_file,
+        log_level=log_level,
+    )
+    raise typer.Exit(run_scheduler(settings))
+
+
+@app.command()
+def peer(
+    seed: Annotated[
+        bool, typer.Option("--seed", help="Be a seed peer: go to the origin on behalf of the others.")
+    ] = False,
+    scheduler: Annotated[
+        list[Address] | None,
+        typer.Option(parser=_address, metavar="HOST:PORT", help="A scheduler; repeatable. Default 127.0.0.1:8002."),
+    ] = None,
+    proxy_listen: Annotated[
+        Address, typer.Option(parser=_address, metavar="HOST:PORT", help="The HTTP proxy that clients use.")
+    ] = Address("127.0.0.1", 65001),
+    piece_listen: Annotated[
+        Address, typer.Option(parser=_address, metavar="HOST:PORT", help="Where other hosts fetch pieces.")
+    ] = Address("127.0.0.1", 65002),
+    http_listen: Annotated[
+        Address, typer.Option(parser=_address, metavar="HOST:PORT", help="Health, metrics and the admin API.")
+    ] = Address("127.0.0.1", 65003),
+    advertise: Annotated[
+        str | None, typer.Option(help="Host name or address that other hosts dial; default: what --piece-listen says.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where pieces are kept. Default ~/.local/share/damselfly/peer (seed: …/seed).")
+    ] = None,
+    capacity: Annotated[
+        int | None,
+        typer.Option(
+            parser=_parsed(parse_size),
+            metavar="SIZE",
+            help="Most bytes to keep, for example 500GiB; the least recently used versions go first. Default: no bound.",
+        ),
+    ] = None,
+    host_id: Annotated[
+        str | None, typer.Option(help="This host's name in the cluster; default: made once and kept in --data-dir.")
+    ] = None,
+    label: Annotated[
+        list[tuple[str, str]] | None,
+        typer.Option(
+            parser=_parsed(_label), metavar="NAME=VALUE", help="Where this host is (zone, rack …); repeatable."
+        ),
+    ] = None,
+    upload_slots: Annotated[int, typer.Option(min=1, help="Piece responses sent to other hosts at once.")] = 16,
+    drain: Annotated[
+        float,
+        typer.Option(
+            parser=_parsed(parse_duration), metavar="DURATION", help="How long SIGTERM lets running responses finish."
+        ),
+    ] = 30.0,
+    cluster_secret_file: SecretFile = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run a peer: the HTTP proxy, piece cache and piece server of one node."""
+    settings = PeerSettings(
+        data_dir=data_dir or _data_home() / ("seed" if seed else "peer"),
+        schedulers=tuple(scheduler or [_SCHEDULER]),
+        seed=seed,
+        proxy=proxy_listen,
+        pieces=piece_listen,
+        http=http_listen,
+        advertise=advertise,
+        host_id=host_id,
+        cluster_secret_file=cluster_secret_file,
+        capacity=capacity,
+        upload_slots=upload_slots,
+        drain_seconds=drain,
+        log_level=log_level,
+        labels=dict(label or []),
+    )
+    raise typer.Exit(run_peer(settings))
+
+
+@app.command()
+def up(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where data, logs and the cluster secret go. Default ~/.local/share/damselfly/up."),
+    ] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Start a scheduler, a seed and a peer on this machine, and stay until Ctrl-C."""
+    raise typer.Exit(run_up(data_dir or _data_home() / "up", log_level=log_level, say=typer.echo))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"damselfly {package_version('damselfly')}")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,56 @@
+"""`damselfly up`: a scheduler, a seed and a peer on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from bench.cluster import LocalCluster
+from p2p.errors import DamselflyError
+
+EXIT_FAILED = 1
+
+
+def up(directory: Path, *, log_level: str, say: Callable[[str], None]) -> int:
+    """Run the three daemons with their data, logs and cluster secret below `directory`; return the exit status.
+
+    Blocks until SIGINT or SIGTERM (status 0, everything drained and stopped) or until a daemon ends on its own
+    (status 1, named). `say` gets what is for the person at the terminal.
+    """
+    told_to_stop = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        told_to_stop.set()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended: list[str] = []
+
+    def watch(cluster: LocalCluster) -> None:
+        ended.append(cluster.wait())
+        told_to_stop.set()
+
+    level = ["--log-level", log_level]
+    try:
+        arguments = {"scheduler": level, "seed": level, "peer": level}
+        with LocalCluster(peers=1, seeds=1, directory=directory, default_ports=True, arguments=arguments) as cluster:
+            peer = cluster["peer-1"].addresses
+            say(f"proxy       http://{peer['proxy']}   (logs and data: {directory})")
+            say(f'try         curl -x http://{peer["proxy"]} "$PRESIGNED_URL" -o model.bin')
+            say(f"metrics     http://{peer['http']}/metrics")
+            threading.Thread(target=watch, args=(cluster,), name="watch", daemon=True).start()
+            told_to_stop.wait()
+            if ended:
+                say(f"{ended[0]} ended on its own; its log is {cluster[ended[0]].log}")
+                return EXIT_FAILED
+            say("stopping")
+        return 0
+    except DamselflyError as error:
+        print(f"damselfly up: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,332 @@
+"""Runs one version's download: carries the core's commands out and tells it what came of them.
+
+The core (`peer.core.download`) decides; this module owns the transfers' tasks, the timer, and the batching of what is
+reported to the scheduler. Everything here happens on the event loop; bytes move in the transfers' threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prometheus_client import Counter
+
+from p2p.auth import ClusterSecret
+from p2p.control import Failed, FailureReason, Landed, PeerMessage, Progress, Source
+from p2p.errors import (
+    CorruptPieceError,
+    DamselflyError,
+    OriginError,
+    OriginRefusedError,
+    ParentBusyError,
+    ParentError,
+    ParentMissingError,
+    ParentStalledError,
+    StoreError,
+    VersionChangedError,
+)
+from p2p.pieces import Bitmap, Span
+from p2p.tasks import TaskScope
+from p2p.telemetry import REGISTRY, logger
+from peer.core.download import DownloadCore
+from peer.core.messages import (
+    AbortTransfer,
+    Command,
+    Disinterest,
+    Event,
+    GiveUp,
+    Interest,
+    PieceLanded,
+    StartTransfer,
+    Stop,
+    Tell,
+    Tick,
+    TransferEnded,
+)
+from peer.store import Entry
+
+log = logger(__name__)
+
+REPORT_SECONDS = 0.002
+"""How long a report to the scheduler waits for company."""
+
+_BYTES = Counter(
+    "damselfly_downloaded_bytes_total", "Verified bytes, by where they came from", ["source"], registry=REGISTRY
+)
+_FAILURES = Counter(
+    "damselfly_transfer_failures_total", "Transfers that ended early", ["source", "reason"], registry=REGISTRY
+)
+_DOWNLOADS = Counter("damselfly_downloads_total", "Downloads that ended, by outcome", ["outcome"], registry=REGISTRY)
+
+
+class TransferPool(Protocol):
+    """What moves one span's bytes into the store; `peer.download.transfer.Transfers` is it."""
+
+    async def from_parent(
+        self,
+        entry: Entry,
+        span: Span,
+        *,
+        address: str,
+        token: str | None,
+        digests: Sequence[bytes],
+        on_piece: Callable[[int, bytes], None],
+    ) -> None:
+        """Fetch the pieces of `span` from another host, each checked against its digest."""
+
+    async def from_origin(
+        self, entry: Entry, span: Span, *, source: Source, on_piece: Callable[[int, bytes], None]
+    ) -> None:
+        """Fetch the pieces of `span` from the origin."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Bytes of one version this host has landed since it first heard of it, by where they came from."""
+
+    origin: int = 0
+    parents: int = 0
+
+
+class Download:
+    """One version's download on this host, from the first wanted piece to the last transfer's end.
+
+    `send` takes messages for the version's scheduler (and drops them while there is none); `on_idle` is called once,
+    when nothing is wanted, due or under way any more.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        transfers: TransferPool,
+        scope: TaskScope,
+        *,
+        send: Callable[[PeerMessage], None],
+        scheduler: str | None,
+        seed: bool,
+        secret: ClusterSecret | None,
+        tally: Tally,
+        on_idle: Callable[[Download], None],
+    ) -> None:
+        self.entry = entry
+        self.scheduler = scheduler
+        self.from_origin = Bitmap(entry.layout.count)
+        self._transfers = transfers
+        self._scope = scope
+        self._send = send
+        self._secret = secret
+        self._tally = tally
+        self._began_with = (tally.origin, tally.parents)
+        self._on_idle = on_idle
+        self._began = time.monotonic()
+        self._core = DownloadCore(entry.version, entry.layout, entry.landed, scheduler=scheduler is not None, seed=seed)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._errors: dict[int, DamselflyError] = {}
+        self._waiters: dict[int, Callable[[DamselflyError], None]] = {}
+        self._next_reader = 1
+        self._timer: asyncio.TimerHandle | None = None
+        self._report: asyncio.TimerHandle | None = None
+        self._landed: list[Landed] = []
+        self._failed: list[Failed] = []
+        self._failure: DamselflyError | None = None
+        self.closed = False
+        entry.retain()
+
+    def join(self, spans: tuple[Span, ...], source: Source, fail: Callable[[DamselflyError], None]) -> int:
+        """Want `spans` for a reader; `fail` is called when no way is left. Returns the number to `leave` with."""
+        reader, self._next_reader = self._next_reader, self._next_reader + 1
+        self._waiters[reader] = fail
+        self.dispatch(Interest(reader, spans, source))
+        return reader
+
+    def leave(self, reader: int) -> None:
+        """End a reader's interest."""
+        self._waiters.pop(reader, None)
+        if not self.closed:
+            self.dispatch(Disinterest(reader))
+
+    def dispatch(self, event: Event) -> None:
+        """Give the core an event and carry out what it answers."""
+        for command in self._core.apply(event, now=time.monotonic()):
+            self._carry_out(command)
+        self._set_timer()
+        if self._core.idle and not self.closed:
+            self._close()
+
+    async def stop(self, error: DamselflyError) -> None:
+        """Fail every reader, abort every transfer, and wait until none writes any more."""
+        self._failure = error
+        self._fail_readers(error)
+        self.dispatch(Stop())
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case StartTransfer():
+                name = f"transfer {command.transfer} of {self.entry.version.id}"
+                self._tasks[command.transfer] = self._scope.spawn(self._transfer(command), name=name)
+            case AbortTransfer(transfer):
+                if transfer in self._tasks:
+                    self._tasks[transfer].cancel()
+            case Tell(message):
+                self._tell(message)
+            case GiveUp(transfer, detail):
+                error = self._errors.get(transfer) if transfer is not None else None
+                self._failure = error or DamselflyError(detail)
+                self._fail_readers(self._failure)
+
+    def _fail_readers(self, error: DamselflyError) -> None:
+        for fail in tuple(self._waiters.values()):
+            fail(error)
+        self.entry.fail(error)
+
+    async def _transfer(self, command: StartTransfer) -> None:
+        landings: list[asyncio.Task[DamselflyError | None]] = []
+
+        def on_piece(index: int, digest: bytes) -> None:
+            landing = self._land(command, index, digest)
+            landings.append(self._scope.spawn(landing, name=f"landing of piece {index} of {self.entry.version.id}"))
+
+        error: DamselflyError | None = None
+        try:
+            await self._fetch(command, on_piece)
+        except DamselflyError as failure:
+            error = failure
+        except Exception as failure:  # a defect costs this transfer, not the daemon with all its clients
+            log.exception("defect in a transfer", version=self.entry.version.id, transfer=command.transfer)
+            error = DamselflyError(f"internal error: {type(failure).__name__}")
+        finally:
+            # Also when aborted: pieces that are already on disk are recorded before anybody else writes here.
+            outcomes = await asyncio.gather(*landings, return_exceptions=True)
+            self._tasks.pop(command.transfer)
+            self._ended(command, next((bad for bad in outcomes if isinstance(bad, DamselflyError)), error))
+
+    async def _fetch(self, command: StartTransfer, on_piece: Callable[[int, bytes], None]) -> None:
+        if command.source is not None:
+            await self._transfers.from_origin(self.entry, command.span, source=command.source, on_piece=on_piece)
+            return
+        token = self._secret.sign("piece", self.entry.version.id, now=time.time()) if self._secret else None
+        await self._transfers.from_parent(
+            self.entry,
+            command.span,
+            address=command.address,
+            token=token,
+            digests=command.digests,
+            on_piece=on_piece,
+        )
+
+    async def _land(self, command: StartTransfer, index: int, digest: bytes) -> DamselflyError | None:
+        try:
+            await self.entry.commit([(index, digest)])
+        except DamselflyError as error:
+            return error
+        size = self.entry.layout.size(index)
+        if command.source is not None:
+            self.from_origin.add_piece(index)
+            self._tally.origin += size
+            _BYTES.labels("origin").inc(size)
+        else:
+            self._tally.parents += size
+            _BYTES.labels("parent").inc(size)
+        self.dispatch(PieceLanded(command.transfer, index, digest))
+        return None
+
+    def _ended(self, command: StartTransfer, error: DamselflyError | None) -> None:
+        reason = None if error is None else failure_reason(error)
+        if error is not None and reason is not None:
+            self._errors[command.transfer] = error
+            source = "origin" if command.source is not None else "parent"
+            _FAILURES.labels(source, reason.name.lower()).inc()
+            log.warning(
+                "transfer failed",
+                task=self.entry.version.task_id,
+                version=self.entry.version.id,
+                pieces=f"{command.span.start}-{command.span.stop - 1}",
+                parent=command.parent_id or "origin",
+                reason=reason.name.lower(),
+                error=str(error),
+            )
+        self.dispatch(TransferEnded(command.transfer, reason, str(error or "")))
+        self._errors.pop(command.transfer, None)
+
+    def _tell(self, message: PeerMessage) -> None:
+        if not isinstance(message, Progress):
+            self._flush()
+            self._send(message)
+            return
+        self._landed += message.landed
+        self._failed += message.failed
+        if self._report is None:
+            self._report = asyncio.get_running_loop().call_later(REPORT_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        if self._report is not None:
+            self._report.cancel()
+            self._report = None
+        if self._landed or self._failed:
+            self._send(Progress(self.entry.version.id, tuple(_joined(self._landed)), tuple(self._failed)))
+            self._landed, self._failed = [], []
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._core.next_deadline()
+        if deadline is not None:
+            delay = max(0.0, deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.dispatch, Tick())
+
+    def _close(self) -> None:
+        self.closed = True
+        self._flush()
+        outcome = "failed" if self._failure else "complete" if self.entry.landed.full else "partial"
+        _DOWNLOADS.labels(outcome).inc()
+        origin, parents = self._began_with
+        log.info(
+            "download finished",
+            task=self.entry.version.task_id,
+            object=self.entry.task.canonical,
+            version=self.entry.version.id,
+            outcome=outcome,
+            error=str(self._failure) if self._failure else None,
+            seconds=round(time.monotonic() - self._began, 3),
+            bytes_origin=self._tally.origin - origin,
+            bytes_parents=self._tally.parents - parents,
+            pieces_held=len(self.entry.landed),
+            pieces=self.entry.layout.count,
+        )
+        self._on_idle(self)
+        self.entry.release()
+
+
+def failure_reason(error: DamselflyError) -> FailureReason:
+    """Return what the control plane calls this error."""
+    kinds: tuple[tuple[type[DamselflyError], FailureReason], ...] = (
+        (ParentBusyError, FailureReason.BUSY),
+        (ParentMissingError, FailureReason.MISSING),
+        (ParentStalledError, FailureReason.STALLED),
+        (ParentError, FailureReason.UNREACHABLE),
+        (CorruptPieceError, FailureReason.CORRUPT),
+        (OriginRefusedError, FailureReason.ORIGIN_REFUSED),
+        (VersionChangedError, FailureReason.VERSION_CHANGED),
+        (OriginError, FailureReason.ORIGIN_FAILED),
+        (StoreError, FailureReason.LOCAL),
+    )
+    return next((reason for kind, reason in kinds if isinstance(error, kind)), FailureReason.LOCAL)
+
+
+def _joined(landed: Iterable[Landed]) -> Iterable[Landed]:
+    """Join neighbouring pieces from one parent, so that a report names spans."""
+    previous: Landed | None = None
+    for one in sorted(landed, key=lambda each: (each.parent_id, each.span)):
+        if previous and previous.parent_id == one.parent_id and previous.span.stop == one.span.start:
+            previous = Landed(Span(previous.span.start, one.span.stop), one.parent_id, previous.digests + one.digests)
+            continue
+        if previous:
+            yield previous
+        previous = one
+    if previous:
+        yield previous

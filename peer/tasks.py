@@ -1,0 +1,269 @@
+"""What a reader asks for: bytes of a version, wherever they are now.
+
+`TaskManager.open` is the one door to content on this host. It finds or makes the version's store entry, joins or starts
+the host's one download of it, and gives back a `Reader` that tells how far contiguous bytes have landed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from p2p.auth import ClusterSecret
+from p2p.control import ORIGIN, Assignment, Dropped, PeerMessage, Source
+from p2p.errors import DamselflyError, StoppingError, StoreError
+from p2p.identity import Store as StoreKind
+from p2p.identity import Task, identify
+from p2p.ranges import ByteRange
+from p2p.tasks import TaskScope
+from p2p.telemetry import logger
+from p2p.versions import Version
+from peer.core.messages import Assigned, SchedulerDown, SchedulerUp
+from peer.download.driver import Download, Tally, TransferPool
+from peer.store import Entry, Store
+
+log = logger(__name__)
+
+REMEMBERED_TALLIES = 1024
+
+Whence = Literal["local", "remote", "origin"]
+
+
+class Schedulers(Protocol):
+    """The links to the schedulers, as the task manager needs them; `peer.link.Links` is it."""
+
+    def of(self, version_id: str) -> str | None:
+        """Return which of the reachable schedulers is the version's, or None if none can be reached."""
+
+    def send(self, version_id: str, message: PeerMessage) -> None:
+        """Send a message to the version's scheduler, or drop it if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """What this host has of one task's latest version; bytes, and pieces as counts."""
+
+    task_id: str
+    version_id: str
+    object: str
+    length: int
+    pieces: int
+    pieces_held: int
+    bytes_from_origin: int
+    bytes_from_parents: int
+    downloading: bool
+
+
+class Reader:
+    """A claim on a range of one version's bytes; `async with` it."""
+
+    def __init__(self, entry: Entry, wanted: ByteRange, download: Download | None, source: Source) -> None:
+        self.entry = entry
+        self.wanted = wanted
+        self._download = download
+        self._failure: DamselflyError | None = None
+        self._first_missing = -1
+        self._number = 0
+        if download is not None:
+            missing = entry.landed.missing(entry.layout.covering(wanted))
+            self._first_missing = missing[0].start
+            self._number = download.join(missing, source, self._fail)
+
+    @property
+    def origin_of_bytes(self) -> Whence:
+        """Where the first piece that was not here came from; "local" when all were here.
+
+        Known for certain once `ready` has returned for that piece's bytes.
+        """
+        if self._download is None:
+            return "local"
+        return "origin" if self._first_missing in self._download.from_origin else "remote"
+
+    async def ready(self, offset: int) -> int:
+        """Wait for the byte at `offset` (inside the wanted range) and return where contiguous landed bytes end.
+
+        Raises what ended the download when no way is left to get that byte.
+        """
+        layout, landed = self.entry.layout, self.entry.landed
+        index = offset // layout.piece_length
+        while index not in landed:
+            if self._failure is not None:
+                raise self._failure
+            if self._download is None or self._download.closed:
+                raise StoreError(
+                    f"piece {index} of version {self.entry.version.id} was removed while it was being read"
+                )
+            await self.entry.wait(index)
+        rest = layout.covering(ByteRange(offset, self.wanted.stop))
+        gaps = landed.missing(rest)
+        return layout.offset(gaps[0].start) if gaps else self.wanted.stop
+
+    def close(self) -> None:
+        """Let go of the entry and of the interest in its pieces."""
+        if self._download is not None:
+            self._download.leave(self._number)
+        self.entry.release()
+
+    def _fail(self, error: DamselflyError) -> None:
+        self._failure = error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TaskManager:
+    """Owns this host's downloads: at most one a version, however many readers wait for it."""
+
+    def __init__(
+        self,
+        store: Store,
+        transfers: TransferPool,
+        schedulers: Schedulers,
+        scope: TaskScope,
+        *,
+        secret: ClusterSecret | None,
+        seed: bool,
+    ) -> None:
+        self._store = store
+        self._transfers = transfers
+        self._schedulers = schedulers
+        self._scope = scope
+        self._secret = secret
+        self._seed = seed
+        self._downloads: dict[str, Download] = {}
+        self._tallies: OrderedDict[str, Tally] = OrderedDict()
+        self._duties: asyncio.Queue[Assignment] = asyncio.Queue()
+        self._stopping = False
+
+    async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> Reader:
+        """Return a reader of `wanted` (all bytes by default; never empty) of `version`.
+
+        `source` is the caller's own way to the origin, which has just shown that the caller may read this version.
+        """
+        if self._stopping:
+            raise StoppingError("this peer is shutting down")
+        entry = await self._store.entry(task, version)
+        try:
+            wanted = wanted or ByteRange(0, version.length)
+            here = entry.landed.covers(entry.layout.covering(wanted))
+            return Reader(entry, wanted, None if here else self._download(entry), source)
+        except BaseException:
+            entry.release()
+            raise
+
+    def assigned(self, assignment: Assignment) -> None:
+        """Take an assignment from a scheduler: for a download that is under way, or a seed's duty."""
+        download = self._downloads.get(assignment.version.id)
+        if download is not None:
+            download.dispatch(Assigned(assignment))
+        elif any(part.parent_id == ORIGIN for part in assignment.parts):
+            self._duties.put_nowait(assignment)
+
+    async def run(self) -> None:
+        """Take up duties for versions that nobody here reads, one after the other."""
+        while True:
+            assignment = await self._duties.get()
+            if assignment.source is None or self._stopping:
+                continue
+            task = Task(assignment.version.task_id, *_named(assignment.source))
+            try:
+                entry = await self._store.entry(task, assignment.version)
+            except DamselflyError as error:
+                log.warning("duty refused", version=assignment.version.id, error=str(error))
+                continue
+            try:
+                self._download(entry).dispatch(Assigned(assignment))
+            finally:
+                entry.release()
+
+    def scheduler_changed(self) -> None:
+        """Tell the downloads whose scheduler came, went or is another one now."""
+        for version_id, download in tuple(self._downloads.items()):
+            scheduler = self._schedulers.of(version_id)
+            if scheduler != download.scheduler:
+                download.scheduler = scheduler
+                download.dispatch(SchedulerUp() if scheduler else SchedulerDown())
+
+    async def status(self, task_id: str) -> tuple[TaskStatus, ...]:
+        """Return what this host has of a task, a row a version."""
+        rows = []
+        for entry in await self._store.entries(task_id):
+            with entry:
+                tally = self._tallies.get(entry.version.id, Tally())
+                rows.append(
+                    TaskStatus(
+                        task_id=task_id,
+                        version_id=entry.version.id,
+                        object=entry.task.canonical,
+                        length=entry.version.length,
+                        pieces=entry.layout.count,
+                        pieces_held=len(entry.landed),
+                        bytes_from_origin=tally.origin,
+                        bytes_from_parents=tally.parents,
+                        downloading=entry.version.id in self._downloads,
+                    )
+                )
+        return tuple(rows)
+
+    async def remove(self, task_id: str) -> tuple[str, ...]:
+        """Remove every version of a task from this host and return their ids; the schedulers are told."""
+        removed = await self._store.remove(task_id)
+        for version_id in removed:
+            self.dropped(version_id)
+        return removed
+
+    def dropped(self, version_id: str) -> None:
+        """Tell the version's scheduler that this host no longer holds it."""
+        self._schedulers.send(version_id, Dropped(version_id))
+
+    async def stop(self) -> None:
+        """Take no new readers, fail those that still wait, and end every transfer."""
+        self._stopping = True
+        error = StoppingError("this peer is shutting down")
+        for download in tuple(self._downloads.values()):
+            await download.stop(error)
+
+    def _download(self, entry: Entry) -> Download:
+        version_id = entry.version.id
+        if version_id not in self._downloads:
+            self._downloads[version_id] = Download(
+                entry,
+                self._transfers,
+                self._scope,
+                send=self._sender(version_id),
+                scheduler=self._schedulers.of(version_id),
+                seed=self._seed,
+                secret=self._secret,
+                tally=self._tally(version_id),
+                on_idle=self._idle,
+            )
+        return self._downloads[version_id]
+
+    def _sender(self, version_id: str) -> Callable[[PeerMessage], None]:
+        return lambda message: self._schedulers.send(version_id, message)
+
+    def _tally(self, version_id: str) -> Tally:
+        tally = self._tallies.setdefault(version_id, Tally())
+        self._tallies.move_to_end(version_id)
+        while len(self._tallies) > REMEMBERED_TALLIES:
+            self._tallies.popitem(last=False)
+        return tally
+
+    def _idle(self, download: Download) -> None:
+        if self._downloads.get(download.entry.version.id) is download:
+            del self._downloads[download.entry.version.id]
+
+
+def _named(source: Source) -> tuple[str, StoreKind]:
+    """Name a duty's object for operators; its task id was computed by the host that asked."""
+    known = identify(source.url)
+    return known.canonical, known.store
