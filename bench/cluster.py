@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from bench.process import Child, ChildError
-from p2p.auth import ClusterSecret
+from p2p.auth import ClusterSecret, authorization
 
 DAMSELFLY = (sys.executable, "-m", "damselfly")
 SCHEDULER = "scheduler"
@@ -156,7 +156,7 @@ class LocalCluster:
             token = self.secret.sign("admin", "bench", now=time.time())
             connection = http.client.HTTPConnection(daemon.addresses["http"], timeout=_STOP_SECONDS)
             with contextlib.closing(connection):
-                connection.request("DELETE", f"/v1/tasks/{task_id}", headers={"Authorization": f"Damselfly {token}"})
+                connection.request("DELETE", f"/v1/tasks/{task_id}", headers={"Authorization": authorization(token)})
                 response = connection.getresponse()
                 answer = response.read()
             if response.status not in (200, 404):

@@ -56,6 +56,20 @@ class Stats:
     body_bytes: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
 
+    def since(self, earlier: Stats) -> Stats:
+        """Return what was counted after `earlier`."""
+        return Stats(
+            requests=self.requests - earlier.requests,
+            one_byte_requests=self.one_byte_requests - earlier.one_byte_requests,
+            connections=self.connections - earlier.connections,
+            body_bytes=self.body_bytes - earlier.body_bytes,
+            statuses={
+                status: more
+                for status, count in self.statuses.items()
+                if (more := count - earlier.statuses.get(status, 0))
+            },
+        )
+
 
 @dataclass(slots=True)
 class Fault:

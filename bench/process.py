@@ -82,7 +82,7 @@ class Child:
             return self._ready.result(timeout=max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             raise ChildError(
-                f"{self.name} is not ready in time; its log {self.log} ends with:\n{self._end()}"
+                f"{self.name} is not ready in time; its log {self.log} ends with:\n{self.tail()}"
             ) from None
 
     def terminate(self) -> None:
@@ -120,6 +120,10 @@ class Child:
                     return int(line.split()[1]) * 1024
         return 0
 
+    def tail(self) -> str:
+        """Return the last lines of the log."""
+        return "".join(tuple(self._tail)) or "(nothing)\n"
+
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
@@ -140,7 +144,7 @@ class Child:
         if not self._ready.done():
             self._ready.set_exception(
                 ChildError(
-                    f"{self.name} ended with code {code} before it was ready; {self.log} ends with:\n{self._end()}"
+                    f"{self.name} ended with code {code} before it was ready; {self.log} ends with:\n{self.tail()}"
                 )
             )
         if self._on_exit is not None:
@@ -153,9 +157,6 @@ class Child:
             return
         if isinstance(fields, dict) and fields.get("event") == "ready":
             self._ready.set_result(fields)
-
-    def _end(self) -> str:
-        return "".join(tuple(self._tail)) or "(nothing)\n"
 
 
 class Meter:

@@ -1,0 +1,134 @@
+"""`damselfly bench …`: the command line of the benchmarks."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import origin
+from bench.ground import EXTERNAL, ExternalGround, embedded_ground
+from bench.hits import Result, measure
+from bench.report import Bar, ChartsUnavailableError, bar_chart, write_json
+from p2p.config import parse_size
+from p2p.errors import ConfigError, DamselflyError
+
+app = typer.Typer(no_args_is_help=True, help="Measure what Damselfly does on this machine, or on your cluster.")
+app.command("origin")(origin.main)
+
+_LABELS = {
+    "direct": "Direct",
+    "cold": "Cold",
+    "remote": "Hit on a\nremote peer",
+    "local": "Hit on the\nlocal peer",
+}
+
+
+@app.command()
+def hits(
+    size: Annotated[str, typer.Option(help="Size of each object, as 1GiB or 500MB.")] = "1GiB",
+    objects: Annotated[int, typer.Option(min=1, help="How many fresh objects; the figures are medians.")] = 3,
+    origin_profile: Annotated[
+        str, typer.Option(help="How fast the embedded origin is: gateway, s3 or unlimited.")
+    ] = "gateway",
+    url: Annotated[
+        str | None, typer.Option(help="Read this URL through --proxy instead of running a cluster and an origin here.")
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Proxy of a peer, host:port, for --url; a second one is where the remote hit is read."),
+    ] = None,
+    json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench-hits.json"),
+    chart: Annotated[Path, typer.Option(help="Where the chart goes, without .png and .svg.")] = Path("bench-hits"),
+) -> None:
+    """Read one object directly, cold, as a remote hit and as a local hit, and compare.
+
+    By default on an origin and a cluster (scheduler, seed, two peers) started for it and removed afterwards.
+    """
+    # Unwinds the stack, so that the daemons go down with this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        result = _measure(parse_size(size), objects, origin_profile, url, proxy or [])
+    except DamselflyError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    _print(result)
+    write_json(json, result.figures())
+    try:
+        drawn = bar_chart(chart, title=_title(result), unit="seconds", bars=_bars(result))
+    except ChartsUnavailableError as error:
+        typer.echo(str(error), err=True)
+        drawn = ()
+    typer.echo(f"wrote {', '.join(str(path) for path in (json, *drawn))}")
+    if not result.digest_ok:
+        wrong = ", ".join(run.name for run in result.runs if not run.digest_ok)
+        typer.echo(f"error: wrong bytes were read: {wrong}", err=True)
+        raise typer.Exit(1)
+
+
+def _measure(size: int, objects: int, profile: str, url: str | None, proxies: list[str]) -> Result:
+    if (url is None) != (not proxies):
+        raise ConfigError("--url and --proxy go together: the one says what to read, the other through which peers")
+    if len(proxies) > 2:
+        raise ConfigError(f"--proxy was given {len(proxies)} times; one or two are of use")
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+
+        def progress(text: str) -> None:
+            status.update(text)
+
+        if url is not None:
+            return measure(ExternalGround(url, proxies), size=size, objects=objects, progress=progress)
+        if size <= 0:
+            raise ConfigError(f"--size {size}: an object to time has at least one byte")
+        with embedded_ground(origin.profile_named(profile).name, size) as ground:
+            return measure(ground, size=size, objects=objects, progress=progress)
+
+
+def _print(result: Result) -> None:
+    console = Console()
+    table = Table(title=_title(result).replace("\n", " "))
+    table.add_column("read")
+    for heading in ("seconds", "min-max", "GB/s", "ratio", "origin MB", "requests", "checks", "CPU-s/GiB", "peak MiB"):
+        table.add_column(heading, justify="right")
+    table.add_column("bytes")
+    for run in result.runs:
+        table.add_row(
+            run.name,
+            f"{run.seconds:.3f}",
+            f"{run.seconds_min:.3f}-{run.seconds_max:.3f}",
+            f"{run.bytes_per_second / 1e9:.2f}",
+            f"{run.ratio:.3f}",
+            "-" if run.origin_bytes is None else f"{run.origin_bytes / 1e6:.1f}",
+            "-" if run.origin_requests is None else str(run.origin_requests),
+            "-" if run.origin_one_byte_requests is None else str(run.origin_one_byte_requests),
+            f"{run.cpu_seconds_per_gib:.2f}",
+            "-" if run.peak_rss_bytes is None else f"{run.peak_rss_bytes / 2**20:.0f}",
+            "right" if run.digest_ok else "WRONG",
+        )
+    console.print(table)
+    if result.origin_copies is not None:
+        console.print(f"The origin sent {result.origin_copies:.3f} times the object over all reads of it.")
+    memory = [
+        f"{process.name} {process.peak_rss_bytes / 2**20:.0f}"
+        for process in result.processes
+        if process.peak_rss_bytes is not None
+    ]
+    if memory:
+        console.print(f"Peak RssAnon in MiB: {', '.join(memory)}.")
+
+
+def _title(result: Result) -> str:
+    size = result.object_bytes
+    shown = f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+    where = "own store and cluster" if result.profile == EXTERNAL else f"origin profile {result.profile}"
+    return f"Reading {shown}, {where}\n(median of {result.objects})"
+
+
+def _bars(result: Result) -> list[Bar]:
+    return [Bar(_LABELS[run.name], run.seconds, f"{run.seconds:.2f} s") for run in result.runs]
