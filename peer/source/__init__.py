@@ -1,0 +1,1 @@
+"""Origins: probing them, and passing requests through to them byte for byte."""

@@ -1,0 +1,49 @@
+"""What the proxy needs of the peer's downloads; `peer.tasks.TaskManager` provides it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from p2p.control import Source
+from p2p.identity import Task
+from p2p.ranges import ByteRange
+from p2p.versions import Version
+
+
+class Landing(Protocol):
+    """The file that a version's pieces land in."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor to send from."""
+
+
+class Reader(Protocol):
+    """A claim on a range of one version's bytes; leaving it lets go of the interest in its pieces."""
+
+    @property
+    def entry(self) -> Landing:
+        """Where the bytes land."""
+
+    @property
+    def origin_of_bytes(self) -> Literal["local", "remote", "origin"]:
+        """Where the bytes come from; certain once `ready` has returned."""
+
+    async def ready(self, offset: int) -> int:
+        """Wait for the byte at `offset` and return where contiguous bytes end. Raises what ended the download."""
+
+    async def __aenter__(self) -> Self:
+        """Enter the claim."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the claim up."""
+
+
+class Tasks(Protocol):
+    """The one door to content on this host."""
+
+    async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> Reader:
+        """Return a reader of `wanted` (all bytes by default; never empty) of `version`."""

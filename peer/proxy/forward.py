@@ -1,0 +1,100 @@
+"""Pass-through: a request goes to its origin as it came, and the answer comes back as it is, in bounded memory.
+
+This is the way of everything that is not P2P's, and of objects that cannot or may not be kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+
+from p2p.control import Source
+from p2p.errors import OriginStalledError
+from p2p.fields import single
+from peer.proxy.exchange import Exchange
+from peer.source.client import OriginClient, fields_of, origin_errors
+from peer.source.fields import Fields, end_to_end, for_origin
+from peer.source.urls import origin_of
+
+
+class Forwarder:
+    """Sends requests on to their origins. An origin may be silent for `stall_seconds`; `via` names this peer."""
+
+    def __init__(self, client: OriginClient, *, via: str, stall_seconds: float) -> None:
+        self._client = client
+        self._via = ("Via", via)
+        self._stall_seconds = stall_seconds
+
+    async def forward(self, exchange: Exchange, *, follow: bool = False, extra: Fields = ()) -> None:
+        """Answer an exchange with what its origin answers; the fields in `extra` replace the origin's.
+
+        With `follow` the origin's redirects are followed on the client's behalf. Raises OriginError kinds and
+        BadRequestError; ConnectionError when the client is gone.
+        """
+        exchange.step = "forward"
+        source = Source(exchange.target, (*for_origin(exchange.fields), self._via))
+        if exchange.request.body_exists:
+            response = await self._upload(exchange, source)
+        elif follow:
+            response, source = await self._client.follow(exchange.method, source, stall_seconds=self._stall_seconds)
+        else:
+            response = await self._client.request(
+                exchange.method, source.url, source.headers, stall_seconds=self._stall_seconds
+            )
+        try:
+            await self._answer(exchange, source.url, response, extra)
+        finally:
+            response.release()
+
+    async def _answer(self, exchange: Exchange, url: str, response: aiohttp.ClientResponse, extra: Fields) -> None:
+        if response.status >= 400 and exchange.ignores_status:
+            exchange.reset()
+            return
+        if exchange.request.body_exists and not exchange.request.content.is_eof():
+            exchange.keep_alive = False
+        received = fields_of(response)
+        replaced = {name.lower() for name, _ in extra}
+        kept = tuple((name, value) for name, value in end_to_end(received) if name.lower() not in replaced)
+        await exchange.send_head(
+            response.status, (*kept, self._via, *extra), length=_length(received), reason=response.reason
+        )
+        while True:
+            with origin_errors(url):
+                chunk = await response.content.readany()
+            if not chunk:
+                break
+            await exchange.send(chunk)
+        await exchange.finish()
+
+    async def _upload(self, exchange: Exchange, source: Source) -> aiohttp.ClientResponse:
+        """Send a request with the client's body; what counts is progress, however long the whole takes."""
+        loop = asyncio.get_running_loop()
+        unanswered = True
+
+        async def body() -> AsyncIterator[bytes]:
+            if (single(exchange.fields, "Expect") or "").lower() == "100-continue":
+                # The body is asked for only once the origin has agreed to take it.
+                await exchange.send_continue()
+            while chunk := await exchange.request.content.readany():
+                if unanswered:
+                    deadline.reschedule(loop.time() + self._stall_seconds)
+                yield chunk
+
+        try:
+            async with asyncio.timeout(self._stall_seconds) as deadline:
+                return await self._client.request(
+                    exchange.method, source.url, source.headers, body=body(), stall_seconds=self._stall_seconds
+                )
+        except TimeoutError:
+            raise OriginStalledError(f"{origin_of(source.url)} took nothing within the deadline") from None
+        finally:
+            unanswered = False
+
+
+def _length(fields: Fields) -> int | None:
+    """Return the length of the body on the wire, if the origin declared it."""
+    value = single(fields, "content-length")
+    chunked = single(fields, "transfer-encoding") is not None
+    return int(value) if value is not None and value.isdecimal() and not chunked else None

@@ -1,0 +1,165 @@
+"""One HTTP client for everything the peer asks of origins on the event loop: probes and pass-through.
+
+Requests leave as they are given: the target byte for byte, no header added but `Host`, TLS always verified.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from p2p.control import Source
+from p2p.errors import BadRequestError, ConfigError, OriginError, OriginStalledError, OriginUnreachableError
+from peer.source.fields import Fields, across_hosts
+from peer.source.urls import exact_url, origin_of, redirect_target
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 10
+LINE_BYTES = 64 * 1024
+"""How long a header line of an answer may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class OriginSettings:
+    """How origins are reached; times in seconds. `ca_file` adds authorities (PEM) to the system's."""
+
+    connect_seconds: float = 10.0
+    stall_seconds: float = 30.0
+    ca_file: Path | None = None
+
+
+@contextmanager
+def origin_errors(url: str) -> Iterator[None]:
+    """Turn what aiohttp raises while `url` is asked into Damselfly's errors.
+
+    The causes are not chained: their texts quote the URL, and with it a signature.
+    """
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        reason = getattr(error.certificate_error, "verify_message", None) or type(error.certificate_error).__name__
+        raise OriginUnreachableError(
+            f"the certificate of {origin_of(url)} cannot be verified ({reason}); a private authority goes into "
+            "--origin-ca-file"
+        ) from None
+    except aiohttp.ConnectionTimeoutError:
+        raise OriginUnreachableError(f"no connection to {origin_of(url)} within the deadline") from None
+    except TimeoutError:
+        raise OriginStalledError(f"{origin_of(url)} sent nothing within the deadline") from None
+    except aiohttp.ClientConnectorError as error:
+        reason = error.os_error.strerror or type(error.os_error).__name__
+        raise OriginUnreachableError(f"cannot connect to {origin_of(url)}: {reason}") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise OriginUnreachableError(f"the connection to {origin_of(url)} broke ({type(error).__name__})") from None
+
+
+class OriginClient:
+    """A pool of keep-alive connections to origins; made inside the running loop, closed by `async with` or `close`."""
+
+    def __init__(self, settings: OriginSettings | None = None) -> None:
+        self._settings = settings = settings or OriginSettings()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls_context(settings.ca_file)),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            auto_decompress=False,
+            max_line_size=LINE_BYTES,
+            max_field_size=LINE_BYTES,
+            max_headers=256,
+        )
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Fields,
+        *,
+        body: AsyncIterator[bytes] | None = None,
+        stall_seconds: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Send one request and return its answer, the head read and the body not; redirects are not followed.
+
+        The origin may be silent for `stall_seconds` (the settings' by default) before and within its answer.
+        Raises BadRequestError for a URL that cannot be sent, OriginUnreachableError and OriginStalledError.
+        """
+        with origin_errors(url):
+            return await self._session.request(
+                method,
+                exact_url(url),
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                timeout=self._timeout(stall_seconds or self._settings.stall_seconds),
+            )
+
+    def _timeout(self, stall_seconds: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_seconds, sock_read=stall_seconds)
+
+    async def follow(
+        self, method: str, source: Source, extra: Fields = (), *, stall_seconds: float | None = None
+    ) -> tuple[aiohttp.ClientResponse, Source]:
+        """Send one request without a body, follow redirects, and return the answer and the source that gave it.
+
+        Only fields that cannot carry a secret follow to another scheme, host or port. Raises as `request` does, and
+        OriginError for a redirect that leads nowhere.
+        """
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self.request(method, source.url, source.headers + extra, stall_seconds=stall_seconds)
+            location = response.headers.get("Location")
+            if response.status not in REDIRECTS or location is None:
+                return response, source
+            response.release()
+            source = _redirected(source, location)
+        raise OriginError(f"{origin_of(source.url)} redirected more than {MAX_REDIRECTS} times")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _redirected(source: Source, location: str) -> Source:
+    try:
+        url = redirect_target(source.url, location)
+    except BadRequestError as error:
+        raise OriginError(f"{origin_of(source.url)} redirects to what is not a usable URL: {error}") from None
+    same_host = origin_of(url) == origin_of(source.url)
+    return Source(url, source.headers if same_host else across_hosts(source.headers))
+
+
+def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """Return a context that verifies certificates and names against the system's authorities and `ca_file`."""
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"cannot load certificates from {str(ca_file)!r}: {error}") from error
+    return context
+
+
+async def read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the first `limit` bytes of an answer's body, or all of it if it is shorter."""
+    body = bytearray()
+    while len(body) < limit and (chunk := await response.content.read(limit - len(body))):
+        body += chunk
+    return bytes(body)
+
+
+def fields_of(response: aiohttp.ClientResponse) -> Fields:
+    """Return an answer's fields in order, each octet as one character (latin-1), so that they can be sent on as is."""
+    return tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers)

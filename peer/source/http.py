@@ -1,0 +1,115 @@
+"""The probe: one request for one byte, with the caller's own URL and headers (WIRE §4, §5).
+
+It settles in one round trip whether the caller may read, which bytes the object has now, and whether they can be kept.
+Never a HEAD: a presigned URL binds the method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import aiohttp
+
+from p2p.control import Source
+from p2p.fields import single
+from p2p.ranges import ByteRange, parse_content_range
+from p2p.versions import Unkeepable, Version, read_version
+from peer.source.client import OriginClient, fields_of, origin_errors, read_at_most
+from peer.source.fields import Fields, for_pieces
+
+REFUSAL_BYTES = 64 * 1024
+"""How much of an origin's error page is passed on."""
+
+_IDENTITY: Fields = (("Accept-Encoding", "identity"),)
+_ONE_BYTE: Fields = (("Range", "bytes=0-0"), *_IDENTITY)
+_FIRST_BYTE = ByteRange(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Keepable:
+    """The caller may read `version`, which can be kept and taken in pieces from `source`.
+
+    `source` is the caller's own way, or where its redirects led. `headers` are all of the answer's, as they came.
+    """
+
+    version: Version
+    headers: Fields
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The origin's refusal (a status from 400 on), as it is to be passed on; `body` is at most REFUSAL_BYTES."""
+
+    status: int
+    reason: str
+    headers: Fields
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer that cannot be taken in pieces or may not be kept: the object is to be passed through."""
+
+    reason: str
+
+
+Probe = Keepable | Refused | Stream
+
+
+class Prober:
+    """Asks origins for one byte."""
+
+    def __init__(self, client: OriginClient) -> None:
+        self._client = client
+
+    async def probe(self, source: Source, task_id: str) -> Probe:
+        """Ask for the first byte of `source` and return what the answer means for task `task_id`.
+
+        Raises BadRequestError, OriginUnreachableError, OriginStalledError, and OriginError for redirects that lead
+        nowhere. A kept-alive connection that turns out to be dead is replaced once, by aiohttp.
+        """
+        source = Source(source.url, for_pieces(source.headers))
+        probe = await self._ask(source, task_id, _ONE_BYTE)
+        if isinstance(probe, Refused) and _says_empty(probe):
+            # A 416 describes its own error page, not the object: ask for the whole, which is nothing.
+            return await self._ask(source, task_id, _IDENTITY)
+        return probe
+
+    async def _ask(self, source: Source, task_id: str, extra: Fields) -> Probe:
+        response, source = await self._client.follow("GET", source, extra)
+        try:
+            with origin_errors(source.url):
+                return await self._judge(response, source, task_id)
+        finally:
+            # An answer read to its end returns its connection to the pool; any other is cut off.
+            response.release()
+
+    async def _judge(self, response: aiohttp.ClientResponse, source: Source, task_id: str) -> Probe:
+        fields = fields_of(response)
+        if response.status >= 400:
+            body = await read_at_most(response, REFUSAL_BYTES)
+            return Refused(response.status, response.reason or "", fields, body)
+        if response.status == 206:
+            length = _length_of_first_byte(fields)
+            if length is None:
+                return Stream("the Content-Range of the origin's answer does not tell the object's length")
+            await response.read()
+        elif response.status == 200 and single(fields, "content-length") == "0":
+            length = 0
+        else:
+            return Stream(f"the origin answered {response.status} to a request for one byte")
+        version = read_version(task_id, fields, length=length)
+        if isinstance(version, Unkeepable):
+            return Stream(version.reason)
+        return Keepable(version, fields, source)
+
+
+def _says_empty(refusal: Refused) -> bool:
+    return refusal.status == 416 and parse_content_range(single(refusal.headers, "content-range") or "").length == 0
+
+
+def _length_of_first_byte(fields: Fields) -> int | None:
+    """Return the object's length from the Content-Range of an answer that holds exactly its first byte."""
+    content_range = parse_content_range(single(fields, "content-range") or "")
+    return content_range.length if content_range.range == _FIRST_BYTE else None
