@@ -1,0 +1,244 @@
+"""The data directory: its lock, its format, the boot that it was last used under, and the data files.
+
+Nothing here knows of pieces. Every function blocks on the disk: the store calls them in threads of its own. What each
+file is for, and what survives which crash, is written down in docs/store.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from p2p.errors import StoreError, StoreFullError
+
+FORMAT = 1
+"""The number of the on-disk format that this code reads and writes."""
+
+_CLEAN = "clean"
+_UNKNOWN = "unknown"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def store_error(action: str, path: Path, error: OSError) -> StoreError:
+    """Return the error to raise for a failed operation on `path`: StoreFullError where space is what is missing."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFullError(f"cannot {action} {str(path)!r}: {error.strerror}; free space, or lower the capacity")
+    return StoreError(f"cannot {action} {str(path)!r}: {error.strerror} (errno {error.errno})")
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return _UNKNOWN
+
+
+def sync_path(path: Path) -> None:
+    """Force a file's bytes, or a directory's names, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class DataFile:
+    """An open data file. Its descriptor is closed when the last reference to this object goes, and not before.
+
+    A thread that writes holds a reference for as long as it writes. So a descriptor is never closed under it, and its
+    bytes can never end up in whichever file the number would have been given to next.
+    """
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self.fd = -1
+        self.path = path
+        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write all of `data` at byte `offset`; from any thread. Raises StoreError, or StoreFullError."""
+        try:
+            while data:
+                written = os.pwrite(self.fd, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise store_error("write", self.path, error) from error
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        """Read bytes at `offset` into the front of `buffer`; returns how many, 0 at the end. Raises OSError."""
+        return os.preadv(self.fd, [buffer], offset)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class DataDirectory:
+    """A data directory whose lock this process holds.
+
+    `was_clean` says whether the last user closed it in good order, `same_boot` whether the operating system has run
+    since; if neither, bytes that it had recorded may be missing from the files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Lock and check the directory, which is made if need be. Raises StoreError."""
+        self.path = path
+        self.index_path = path / "index.sqlite"
+        self._data = path / "data"
+        self._trash = path / "trash"
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+        except OSError as error:
+            raise StoreError(
+                f"cannot use the data directory {str(path)!r}: {error.strerror}; "
+                "give --data-dir a directory that this user may create and write"
+            ) from error
+        try:
+            self._check_format()
+            self._data.mkdir(mode=0o700, exist_ok=True)
+            self._trash.mkdir(mode=0o700, exist_ok=True)
+            last = self._last_use()
+        except OSError as error:
+            self.unlock()
+            raise store_error("use", path, error) from error
+        except StoreError:
+            self.unlock()
+            raise
+        self.was_clean = last == _CLEAN
+        self._boot = _boot_id()
+        self.same_boot = last == self._boot != _UNKNOWN
+
+    def _take_lock(self) -> int:
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise StoreError(
+                f"the data directory {str(self.path)!r} is in use by process {holder}; "
+                "stop that process, or give this one a --data-dir of its own"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return descriptor
+
+    def _check_format(self) -> None:
+        path = self.path / "format"
+        try:
+            found = path.read_text(errors="replace").strip()
+        except FileNotFoundError:
+            if not self.index_path.exists():
+                self._write_durably(path, str(FORMAT))
+                return
+            found = "unknown"
+        if found != str(FORMAT):
+            raise StoreError(
+                f"the data directory {str(self.path)!r} has format {found[:32]!r}, and this release reads format "
+                f"{FORMAT}; give it another --data-dir, or empty that one"
+            )
+
+    def _last_use(self) -> str:
+        try:
+            return (self.path / "boot-id").read_text(errors="replace").strip()
+        except FileNotFoundError:
+            return "" if self.index_path.exists() else _CLEAN
+
+    def _write_durably(self, path: Path, text: str) -> None:
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_text(text + "\n")
+        sync_path(fresh)
+        fresh.replace(path)
+        sync_path(self.path)
+
+    def mark_in_use(self) -> None:
+        """Say, durably, that once this boot ends files may hold less than the index says. Raises StoreError."""
+        self._mark(self._boot)
+
+    def mark_clean(self) -> None:
+        """Say, durably, that all that the index says is on the disk. Raises StoreError."""
+        self._mark(_CLEAN)
+
+    def _mark(self, text: str) -> None:
+        try:
+            self._write_durably(self.path / "boot-id", text)
+        except OSError as error:
+            raise store_error("write", self.path / "boot-id", error) from error
+
+    def unlock(self) -> None:
+        """Let go of the directory; the object is of no use afterwards."""
+        os.close(self._lock)
+
+    def data_path(self, version_id: str) -> Path:
+        """Return where the bytes of a version are."""
+        return self._data / version_id[:2] / version_id
+
+    def open_data(self, version_id: str) -> DataFile | None:
+        """Open a version's data file, None if there is none. Raises StoreError."""
+        path = self.data_path(version_id)
+        try:
+            return DataFile(path, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise store_error("open", path, error) from error
+
+    def create_data(self, version_id: str, length: int) -> DataFile:
+        """Open a version's data file, a sparse one of `length` bytes if there is none. Raises StoreError.
+
+        What a file of that name already holds stays: two openings of a fresh version may overlap, and a byte that was
+        never recorded is never served.
+        """
+        path = self.data_path(version_id)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            file = DataFile(path, os.O_RDWR | os.O_CREAT)
+            os.ftruncate(file.fd, length)
+        except OSError as error:
+            raise store_error("create", path, error) from error
+        return file
+
+    def sync_data(self, version_id: str) -> None:
+        """Force a version's bytes and the name of its file to the disk; a file that is gone is none. Raises OSError."""
+        path = self.data_path(version_id)
+        try:
+            sync_path(path)
+        except FileNotFoundError:
+            return
+        sync_path(path.parent)
+        sync_path(self._data)
+
+    def discard(self, version_id: str, row: int) -> None:
+        """Take a version's data file out of the way; `empty_trash` frees its blocks, which takes longer."""
+        path = self.data_path(version_id)
+        try:
+            path.rename(self._trash / f"{version_id}.{row}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise store_error("remove", path, error) from error
+
+    def empty_trash(self) -> None:
+        """Unlink everything that was discarded. Raises OSError."""
+        for path in self._trash.iterdir():
+            # Missing: two threads may be at it.
+            path.unlink(missing_ok=True)
+
+    def shards(self) -> Iterator[tuple[str, set[str]]]:
+        """Yield for each possible two-digit prefix the names of the data files under it. Raises OSError."""
+        for number in range(256):
+            prefix = f"{number:02x}"
+            try:
+                names = {entry.name for entry in os.scandir(self._data / prefix)}
+            except FileNotFoundError:
+                names = set()
+            yield prefix, names
+
+    def unlink_stray(self, prefix: str, name: str) -> None:
+        """Remove a file of a shard that the index does not know. Raises OSError."""
+        (self._data / prefix / name).unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""What happens to a data directory when it is opened, by how its last use ended.
+
+Closed in good order: nothing. The process died: what it began and did not record is cleared away. The operating system
+died too: besides, the index starts a new epoch, so that every recorded piece is verified before it is used again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+from p2p.errors import StoreError
+from p2p.telemetry import logger
+from peer.store.files import DataDirectory, store_error
+from peer.store.index import Work, connect, primary_code
+
+_LOG = logger(__name__)
+
+
+def discard_broken_index(directory: DataDirectory) -> bool:
+    """Delete an index that SQLite cannot read: a cache starts empty rather than not at all. Tells whether it did.
+
+    A crash of a process cannot break the index, so it is read in full only after a crash of the operating system.
+    Raises StoreError if the index cannot be opened for another reason.
+    """
+    path = directory.index_path
+    try:
+        try:
+            connection = connect(path)
+            try:
+                problems = []
+                if not (directory.was_clean or directory.same_boot):
+                    problems = [text for (text,) in connection.execute("PRAGMA quick_check") if text != "ok"]
+            finally:
+                connection.close()
+        except sqlite3.DatabaseError as error:
+            if primary_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreError(f"cannot open the index {str(path)!r}: {error}; see that its disk has room") from error
+            problems = [str(error)]
+        if problems:
+            _LOG.error("index is broken, the store starts empty", path=str(path), problems=problems[:5])
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except OSError as error:
+        raise store_error("open", path, error) from error
+    return bool(problems)
+
+
+def recover(directory: DataDirectory, *, suspicious: bool, tidy: bool) -> Work[int]:
+    """Return work whose result is the current epoch.
+
+    `suspicious` starts a new epoch. `tidy` clears away rows without a piece, data files without a row, rows without a
+    file, and the trash.
+    """
+
+    def work(db: sqlite3.Connection) -> Callable[[], int]:
+        if suspicious:
+            db.execute("UPDATE totals SET epoch = epoch + 1")
+        (epoch,) = db.execute("SELECT epoch FROM totals").fetchone()
+        strays = _paired(db, directory) if tidy else []
+
+        def clear() -> int:
+            for prefix, name in strays:
+                directory.unlink_stray(prefix, name)
+            if tidy:
+                directory.empty_trash()
+            return int(epoch)
+
+        return clear
+
+    return work
+
+
+def _paired(db: sqlite3.Connection, directory: DataDirectory) -> list[tuple[str, str]]:
+    db.execute("DELETE FROM versions WHERE pieces = 0 AND length > 0")
+    strays: list[tuple[str, str]] = []
+    for prefix, names in directory.shards():
+        rows = dict(
+            db.execute("SELECT version_id, row FROM versions WHERE version_id BETWEEN ? AND ?", (prefix, prefix + "g"))
+        )
+        strays += [(prefix, name) for name in names if name not in rows]
+        lost = [(row,) for version_id, row in rows.items() if version_id not in names]
+        if lost:
+            _LOG.error("data files are gone, their versions are forgotten", count=len(lost), prefix=prefix)
+        db.executemany("DELETE FROM pieces WHERE row = ?", lost)
+        db.executemany("DELETE FROM versions WHERE row = ?", lost)
+    return strays

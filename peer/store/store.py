@@ -1,0 +1,399 @@
+"""The store of one host: what it holds, who uses it, and what goes when room is short."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+from p2p.control import Holding
+from p2p.errors import StoreError
+from p2p.identity import Task
+from p2p.telemetry import logger
+from p2p.versions import Version
+from peer.core.evict import choose
+from peer.store import records
+from peer.store.entry import Entry, damaged_pieces
+from peer.store.files import DataDirectory, DataFile
+from peer.store.index import Index, StoreStats, Work
+from peer.store.metrics import DAMAGED, EVICTED, EVICTED_BYTES, OPEN_ENTRIES
+from peer.store.recover import discard_broken_index, recover
+
+_LOG = logger(__name__)
+
+_IDLE_ENTRIES = 64
+_TOUCHES = 256
+_CANDIDATES = 256
+_SLACK = 64  # room is made for a 64th of the capacity at once, so that small versions do not go one by one
+
+
+class Store:
+    """The versions on one host's disk. Belongs to one event loop; `open` makes it, `close` ends it."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        index: Index,
+        epoch: int,
+        *,
+        capacity: int | None,
+        on_dropped: Callable[[str], None] | None,
+        clock: Callable[[], float],
+        idle_entries: int,
+    ) -> None:
+        """Use `open` instead."""
+        self._directory = directory
+        self._index = index
+        self._epoch = epoch
+        self._capacity = capacity
+        self._on_dropped = on_dropped
+        self._clock = clock
+        self._idle_entries = idle_entries
+        self._live: dict[str, Entry] = {}  # in memory, with an open file: the referenced ones and the idle ones
+        self._idle: OrderedDict[str, Entry] = OrderedDict()  # not referenced, least recently used first
+        self._loading: Counter[str] = Counter()  # asked of the index, to be live presently
+        self._touched: dict[int, float] = {}
+        self._evicting = asyncio.Lock()
+        self._closed = False
+        # Verifying, forcing to the disk and freeing blocks take long and must not hold up the index.
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="store")
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        verify_on_use: bool | None = None,
+        capacity: int | None = None,
+        on_dropped: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.time,
+        idle_entries: int = _IDLE_ENTRIES,
+    ) -> Self:
+        """Take a data directory, which is made if need be. Raises StoreError if it is taken, unwritable or foreign.
+
+        With `verify_on_use` every piece recorded so far is suspect; None decides by the boot that the directory was
+        last used under. `capacity` bounds the bytes of all pieces held; `on_dropped` is told the id of each version
+        that is evicted for it. `idle_entries` versions stay open after their last use. `clock` orders uses, in seconds.
+        """
+        files = await asyncio.to_thread(DataDirectory, directory)
+        try:
+            broken = await asyncio.to_thread(discard_broken_index, files)
+            suspicious = not (files.was_clean or files.same_boot) if verify_on_use is None else verify_on_use
+            index = Index(files.index_path)
+            try:
+                epoch = await index.submit(recover(files, suspicious=suspicious, tidy=broken or not files.was_clean))
+                await asyncio.to_thread(files.mark_in_use)
+            except BaseException:
+                await index.stop()
+                raise
+        except BaseException:
+            files.unlock()
+            raise
+        return cls(
+            files,
+            index,
+            epoch,
+            capacity=capacity,
+            on_dropped=on_dropped,
+            clock=clock,
+            idle_entries=idle_entries,
+        )
+
+    async def close(self, *, sync_seconds: float = 10.0) -> None:
+        """Let go of the directory. Entries still referenced fail their waiters and can be read until released.
+
+        Data is forced to the disk for at most `sync_seconds`, checked between files. If that is done in time the next
+        opening trusts all pieces even if the operating system has been restarted.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        error = self._closed_error()
+        for entry in self._live.values():
+            entry.retire(error)
+        self._detach(self._idle.values())
+        self._live.clear()
+        self._idle.clear()
+        clean = False
+        try:
+            clean = await self._sync(time.monotonic() + sync_seconds)
+        except StoreError as failure:
+            _LOG.warning("store not closed cleanly", error=str(failure))
+        finally:
+            await self._stop(clean)
+
+    async def _sync(self, deadline: float) -> bool:
+        self._flush_touches()
+        unsynced = await self._index.submit(records.unsynced())
+        loop = asyncio.get_running_loop()
+        synced = await loop.run_in_executor(self._executor, _sync_files, self._directory, unsynced, deadline)
+        await self._index.submit(records.mark_synced(synced))
+        return len(synced) == len(unsynced)
+
+    async def _stop(self, clean: bool) -> None:
+        try:
+            await asyncio.to_thread(self._executor.shutdown)
+            await self._index.stop()
+            if clean:
+                await asyncio.to_thread(self._directory.mark_clean)
+        finally:
+            self._directory.unlock()
+
+    # Finding and making entries.
+
+    async def find(self, version_id: str) -> Entry | None:
+        """Return the entry of a version with a reference for the caller, None if nothing of the version is held.
+
+        An entry in memory is returned without a switch to another task or thread. Raises StoreError.
+        """
+        while (entry := self._live.get(version_id)) is None:
+            if not await self._load(version_id, records.load(self._directory, version_id, self._epoch)):
+                return None
+        if not entry.held:
+            return None
+        return self._referenced(entry)
+
+    async def entry(self, task: Task, version: Version) -> Entry:
+        """Return the entry of a version, made if need be, with a reference for the caller. Raises StoreError."""
+        if task.id != version.task_id:
+            raise ValueError(f"version {version.id} is of task {version.task_id}, not of {task.id}")
+        version_id = version.id
+        while (entry := self._live.get(version_id)) is None:
+            creating = records.create(self._directory, task, version, self._epoch, self._clock())
+            await self._load(version_id, creating)
+        return self._referenced(entry)
+
+    def _referenced(self, entry: Entry) -> Entry:
+        self._idle.pop(entry.version_id, None)
+        return entry.retain()
+
+    async def _load(self, version_id: str, work: Work[records.Record | None]) -> bool:
+        """Bring a version into memory, if the index has it; tells whether it is worth looking again."""
+        self._check_open()
+        self._loading[version_id] += 1
+        try:
+            record = await self._index.submit(work, then=self._loaded)
+        finally:
+            self._loading[version_id] -= 1
+            if not self._loading[version_id]:
+                del self._loading[version_id]
+        if record is not None and record.file is None:
+            _LOG.error("data file is gone, its version is forgotten", version=version_id)
+            await self._remove(records.remove_versions(self._directory, (version_id,)))
+        return record is not None
+
+    def _loaded(self, record: records.Record | None) -> None:
+        if record is None or record.file is None or record.version.id in self._live or self._closed:
+            return
+        entry = Entry(
+            self,
+            record.row,
+            record.task,
+            record.version,
+            record.file,
+            trusted=record.trusted,
+            suspect=record.suspect,
+        )
+        self._live[entry.version_id] = self._idle[entry.version_id] = entry
+        self._close_idle()
+
+    def released(self, entry: Entry) -> None:
+        """Keep an entry that nobody refers to any more for its next user, or let it go (Keeper)."""
+        if self._live.get(entry.version_id) is not entry or entry.retired:
+            self._detach([entry])
+        elif entry.held or self._loading[entry.version_id]:
+            self._touched[entry.row] = self._clock()
+            if len(self._touched) >= _TOUCHES:
+                self._flush_touches()
+            self._idle[entry.version_id] = entry
+            self._close_idle()
+        else:
+            # Nothing of it ever landed. Out of sight at once: whoever wants it next is behind the removal in the queue.
+            del self._live[entry.version_id]
+            self._detach([entry])
+            removing = self._index.submit(records.remove_if_empty(self._directory, entry.row), then=self._removed)
+            removing.add_done_callback(_log_failure)
+        OPEN_ENTRIES.set(len(self._live))
+
+    def _close_idle(self) -> None:
+        while len(self._idle) > max(1, self._idle_entries):
+            version_id, entry = self._idle.popitem(last=False)
+            del self._live[version_id]
+            self._detach([entry])
+        OPEN_ENTRIES.set(len(self._live))
+
+    def _detach(self, entries: Iterable[Entry]) -> None:
+        """Have the files closed where closing the last descriptor of a removed file may take its time."""
+        files = [entry.detach() for entry in entries]
+        if files and not self._closed:
+            # The list is all that refers to the files: emptying it there closes them there.
+            self._executor.submit(files.clear)
+
+    def _flush_touches(self) -> None:
+        if self._touched:
+            used = [(when, row) for row, when in self._touched.items()]
+            self._touched.clear()
+            self._index.submit(records.touch(used)).add_done_callback(_log_failure)
+
+    # What entries ask for (Keeper).
+
+    async def record(self, entry: Entry, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Put pieces into the index, having made room for them, and have the entry admit them (Keeper)."""
+        self._check_open()
+        need = sum(entry.layout.size(index) for index, _ in pieces)
+        work = records.commit(entry.row, entry.layout, pieces, self._epoch, self._capacity)
+        while True:
+            try:
+                return await self._index.submit(work, then=lambda _: entry.admit(pieces))
+            except records.CapacityError:
+                if self._capacity is None or not await self._make_room(need, self._capacity):
+                    raise
+
+    async def inspect(self, entry: Entry, file: DataFile, pieces: Sequence[tuple[int, bytes]]) -> frozenset[int]:
+        """Compare pieces with their digests in a thread (Keeper)."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        damaged = await loop.run_in_executor(self._executor, damaged_pieces, file, entry.layout, pieces)
+        if damaged:
+            DAMAGED.inc(len(damaged))
+            _LOG.error("damaged pieces", version=entry.version_id, pieces=sorted(damaged)[:20], count=len(damaged))
+        return damaged
+
+    async def settle(self, entry: Entry, sound: Sequence[int], damaged: Sequence[int]) -> None:
+        """Put the verdict on suspect pieces into the index (Keeper)."""
+        self._check_open()
+        confirm = records.confirm(entry.row, sound, self._epoch)
+        forget = records.forget(entry.row, entry.layout, damaged, older_than=self._epoch)
+        await asyncio.gather(
+            self._index.submit(confirm, then=lambda _: entry.acquit(sound)),
+            self._index.submit(forget, then=lambda _: entry.drop(damaged, of=entry.suspect)),
+        )
+
+    async def forget(self, entry: Entry, damaged: Sequence[int]) -> None:
+        """Take landed pieces out of the index (Keeper)."""
+        self._check_open()
+        work = records.forget(entry.row, entry.layout, damaged, older_than=None)
+        await self._index.submit(work, then=lambda _: entry.drop(damaged, of=entry.landed))
+
+    # What is held, and what goes.
+
+    def stats(self) -> StoreStats:
+        """Return how much is held."""
+        return self._index.stats
+
+    async def holdings(self) -> AsyncIterator[Holding]:
+        """Yield all that may be served at once, for the announcement; suspect pieces are left out until verified."""
+        after = 0
+        self._check_open()
+        while (page := await self._index.submit(records.holdings(after, self._epoch))) is not None:
+            after, found = page
+            for holding in found:
+                yield holding
+            self._check_open()
+
+    async def remove(self, task_id: str) -> tuple[str, ...]:
+        """Remove every version of a task, and return their ids.
+
+        Readers that hold an entry finish with it; commits to it fail from now on. Raises StoreError.
+        """
+        self._check_open()
+        removed = await self._remove(records.remove_task(self._directory, task_id))
+        return tuple(one.version_id for one in removed)
+
+    async def evict(self, target_bytes: int) -> int:
+        """Remove versions that nobody refers to, least recently used first, until at most `target_bytes` are held.
+
+        Returns the bytes freed, which are too few if versions in use take up more; their blocks are given back a little
+        later, in a thread. Raises StoreError.
+        """
+        async with self._evicting:
+            return await self._evict(self._index.stats.bytes - target_bytes)
+
+    async def _make_room(self, need: int, capacity: int) -> bool:
+        """Evict until there is room for `need` bytes more; tells whether it is worth trying again."""
+        async with self._evicting:
+            excess = self._index.stats.bytes + need - capacity
+            return excess <= 0 or await self._evict(excess + capacity // _SLACK) > 0
+
+    async def _evict(self, need: int) -> int:
+        self._check_open()
+        self._flush_touches()
+        freed, after = 0, (float("-inf"), 0)
+        while freed < need:
+            page = await self._index.submit(records.oldest(after, _CANDIDATES))
+            if not page:
+                break
+            after = page[-1][0]
+            chosen = choose([victim for _, victim in page if not self._in_use(victim.version_id)], need - freed)
+            # Out of sight before anything is awaited: nobody can come to refer to what is about to go.
+            for version_id in chosen:
+                if (entry := self._live.pop(version_id, None)) is not None:
+                    del self._idle[version_id]
+                    self._detach([entry])
+            removed = await self._remove(records.remove_versions(self._directory, chosen))
+            size = sum(one.size for one in removed)
+            freed += size
+            EVICTED.inc(len(removed))
+            EVICTED_BYTES.inc(size)
+            for one in removed:
+                _LOG.info("version evicted", version=one.version_id, bytes=one.size)
+                if self._on_dropped is not None:
+                    self._on_dropped(one.version_id)
+        OPEN_ENTRIES.set(len(self._live))
+        return freed
+
+    def _in_use(self, version_id: str) -> bool:
+        entry = self._live.get(version_id)
+        return version_id in self._loading or (entry is not None and entry.references > 0)
+
+    async def _remove(self, work: Work[tuple[records.Removed, ...]]) -> tuple[records.Removed, ...]:
+        return await self._index.submit(work, then=self._removed)
+
+    def _removed(self, removed: tuple[records.Removed, ...]) -> None:
+        for one in removed:
+            entry = self._live.get(one.version_id)
+            if entry is None or entry.row != one.row:
+                continue
+            del self._live[one.version_id]
+            entry.retire(StoreError(f"version {one.version_id} was removed from the store; ask for it again"))
+            if self._idle.pop(one.version_id, None) is not None:
+                self._detach([entry])
+        if removed and not self._closed:
+            self._executor.submit(_empty_trash, self._directory)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+
+    def _closed_error(self) -> StoreError:
+        return StoreError(f"the store in {str(self._directory.path)!r} is closed")
+
+
+def _empty_trash(directory: DataDirectory) -> None:
+    try:
+        directory.empty_trash()
+    except OSError as error:
+        _LOG.warning("removed data still takes up room", path=str(directory.path), errno=error.errno)
+
+
+def _sync_files(directory: DataDirectory, unsynced: Iterable[tuple[int, str]], deadline: float) -> list[int]:
+    synced: list[int] = []
+    for row, version_id in unsynced:
+        if time.monotonic() > deadline:
+            break
+        try:
+            directory.sync_data(version_id)
+        except OSError as error:
+            _LOG.warning("data not forced to the disk", version=version_id, errno=error.errno)
+            continue
+        synced.append(row)
+    return synced
+
+
+def _log_failure(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        _LOG.warning("the index was not brought up to date", error=str(error))
