@@ -9,11 +9,14 @@ secret. Tokens are compared in constant time. A daemon without a secret accepts 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import os
+import re
 import secrets
+import tempfile
 from pathlib import Path
 
 from p2p.errors import ConfigError, UnauthorizedError
@@ -22,6 +25,8 @@ TOKEN_SECONDS = 300
 """How long a token opens its door; clocks in one cluster must agree to within this."""
 
 _MINIMUM_BYTES = 16
+
+_HEAD = re.compile(r"(?P<purpose>[^.]*)\.(?P<subject>.*)\.(?P<expiry>[0-9]{1,15})", re.DOTALL)
 _SCHEME = "Damselfly"
 
 
@@ -50,17 +55,31 @@ class ClusterSecret:
     def load_or_create(cls, path: Path) -> ClusterSecret:
         """Read the secret from a file, which is made (mode 0600, random content) if it does not exist."""
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return cls.load(path)
+            if path.exists():
+                return cls.load(path)
+            # Written aside and linked into place, so that of several daemons that start at once none reads half a
+            # secret, and all read the same one.
+            descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(base64.b64encode(secrets.token_bytes(32)) + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                with contextlib.suppress(FileExistsError):
+                    os.link(draft, path)
+            finally:
+                Path(draft).unlink()
         except OSError as error:
             raise ConfigError(f"cannot create the cluster secret {str(path)!r}: {error.strerror}") from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(base64.b64encode(secrets.token_bytes(32)) + b"\n")
         return cls.load(path)
 
     def sign(self, purpose: str, subject: str, *, now: float) -> str:
-        """Return a token that opens `purpose` for `subject` until `now` (Unix seconds) plus TOKEN_SECONDS."""
+        """Return a token that opens `purpose` for `subject` until `now` (Unix seconds) plus TOKEN_SECONDS.
+
+        A purpose has no dot in it (ValueError); a subject, which may be a host's full name, may have some.
+        """
+        if "." in purpose:
+            raise ValueError(f"the purpose {purpose!r} has a dot in it")
         head = f"{purpose}.{subject}.{int(now) + TOKEN_SECONDS}"
         return f"{head}.{self._mac(head)}"
 
@@ -70,18 +89,18 @@ class ClusterSecret:
         Where `subject` is given the token must name it.
         """
         head, _, mac = token.rpartition(".")
-        genuine = hmac.compare_digest(mac.encode(), self._mac(head).encode())
-        fields = head.split(".")
-        if not genuine or len(fields) != 3 or fields[0] != purpose:
+        genuine = hmac.compare_digest(_encoded(mac), _encoded(self._mac(head)))
+        match = _HEAD.fullmatch(head)
+        if not genuine or match is None or match["purpose"] != purpose:
             raise UnauthorizedError(f"not a token for {purpose!r} of this cluster; compare --cluster-secret-file")
-        if not now <= int(fields[2]) <= now + 2 * TOKEN_SECONDS:
+        if not now <= int(match["expiry"]) <= now + 2 * TOKEN_SECONDS:
             raise UnauthorizedError("the token has expired; compare the clocks of the two hosts")
-        if subject is not None and fields[1] != subject:
+        if subject is not None and match["subject"] != subject:
             raise UnauthorizedError("the token was made for something else")
-        return fields[1]
+        return match["subject"]
 
     def _mac(self, head: str) -> str:
-        return hmac.new(self._key, head.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, _encoded(head), hashlib.sha256).hexdigest()
 
     def __repr__(self) -> str:
         return "ClusterSecret(…)"
@@ -118,3 +137,8 @@ def require_secret(secret: ClusterSecret | None, *hosts: str) -> None:
                 f"listening on {host!r} needs --cluster-secret-file: without it anyone who reaches that address could "
                 "read the cache; give the file, or listen on 127.0.0.1"
             )
+
+
+def _encoded(text: str) -> bytes:
+    # Whatever a stranger sends must be comparable, halves of surrogate pairs included.
+    return text.encode("utf-8", "surrogatepass")

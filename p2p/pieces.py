@@ -151,6 +151,11 @@ class Bitmap:
             raise IndexError(f"pieces {span.start}..{span.stop} of {self.size}")
         return span
 
+    def _checked_piece(self, index: int) -> int:
+        if not 0 <= index < self.size:
+            raise IndexError(f"piece {index} of {self.size}")
+        return index
+
     def add(self, span: Span) -> None:
         """Add every piece of `span`."""
         self._bits |= self._mask(self._checked(span))
@@ -161,13 +166,11 @@ class Bitmap:
 
     def add_piece(self, index: int) -> None:
         """Add one piece."""
-        if not 0 <= index < self.size:
-            raise IndexError(f"piece {index} of {self.size}")
-        self._bits |= 1 << index
+        self._bits |= 1 << self._checked_piece(index)
 
     def discard_piece(self, index: int) -> None:
         """Remove one piece, if it is there."""
-        self._bits &= ~(1 << index)
+        self._bits &= ~(1 << self._checked_piece(index))
 
     def clear(self) -> None:
         """Remove every piece."""
