@@ -32,7 +32,8 @@ def configure_logging(*, level: str, daemon: str, as_json: bool = True) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        # Without the frames' variables: some hold URLs that are secrets.
+        structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -57,4 +58,5 @@ def configure_logging(*, level: str, daemon: str, as_json: bool = True) -> None:
 
 def logger(name: str) -> Logger:
     """Return the logger of one module."""
-    return structlog.stdlib.get_logger(name)  # type: ignore[no-any-return]  # structlog types it as Any
+    found: Logger = structlog.stdlib.get_logger(name)
+    return found
