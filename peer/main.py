@@ -25,7 +25,7 @@ from peer.download.transfer import Transfers
 from peer.http import application
 from peer.link import Link, Links
 from peer.proxy.server import ProxyServer
-from peer.source.http import Prober
+from peer.source.client import OriginClient
 from peer.store import Store
 from peer.tasks import TaskManager
 from peer.upload.server import PieceServer
@@ -110,7 +110,7 @@ async def _run(
         software=f"damselfly/{package_version('damselfly')}",
     )
     transfers = Transfers()
-    prober = Prober()
+    client = OriginClient()
     try:
         async with TaskScope() as scope:
             links = Links(
@@ -128,7 +128,7 @@ async def _run(
             )
             tasks = TaskManager(store, transfers, links, scope, secret=secret, seed=settings.seed)
             managers.append(tasks)
-            proxy = ProxyServer(tasks, prober, host_id=host_id)
+            proxy = ProxyServer(tasks, client, host_id=host_id)
             pieces = PieceServer(store, secret=secret, slots=settings.upload_slots)
             api = web.AppRunner(
                 application(
@@ -155,7 +155,7 @@ async def _run(
             await api.cleanup()
     finally:
         await transfers.close()
-        await prober.close()
+        await client.close()
 
 
 def listen(address: Address, flag: str) -> socket.socket:

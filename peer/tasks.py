@@ -154,7 +154,9 @@ class TaskManager:
         entry = await self._store.entry(task, version)
         try:
             wanted = wanted or ByteRange(0, version.length)
-            here = entry.landed.covers(entry.layout.covering(wanted))
+            span = entry.layout.covering(wanted)
+            await entry.ensure_verified(span)
+            here = entry.landed.covers(span)
             return Reader(entry, wanted, None if here else self._download(entry), source)
         except BaseException:
             entry.release()

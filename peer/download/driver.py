@@ -53,6 +53,10 @@ log = logger(__name__)
 REPORT_SECONDS = 0.002
 """How long a report to the scheduler waits for company."""
 
+WORKING_SECONDS = 1.0
+"""How often the scheduler hears that transfers go on: each has a progress deadline of its own, so being under way means
+that bytes arrive, and a slow link is not taken for a dead one."""
+
 _BYTES = Counter(
     "damselfly_downloaded_bytes_total", "Verified bytes, by where they came from", ["source"], registry=REGISTRY
 )
@@ -129,6 +133,7 @@ class Download:
         self._next_reader = 1
         self._timer: asyncio.TimerHandle | None = None
         self._report: asyncio.TimerHandle | None = None
+        self._working: asyncio.TimerHandle | None = None
         self._landed: list[Landed] = []
         self._failed: list[Failed] = []
         self._failure: DamselflyError | None = None
@@ -153,6 +158,8 @@ class Download:
         for command in self._core.apply(event, now=time.monotonic()):
             self._carry_out(command)
         self._set_timer()
+        if self._working is None and self._tasks:
+            self._working = asyncio.get_running_loop().call_later(WORKING_SECONDS, self._still_working)
         if self._core.idle and not self.closed:
             self._close()
 
@@ -262,6 +269,12 @@ class Download:
         if self._report is None:
             self._report = asyncio.get_running_loop().call_later(REPORT_SECONDS, self._flush)
 
+    def _still_working(self) -> None:
+        self._working = None
+        if self._tasks:
+            self._send(Progress(self.entry.version.id))
+            self._working = asyncio.get_running_loop().call_later(WORKING_SECONDS, self._still_working)
+
     def _flush(self) -> None:
         if self._report is not None:
             self._report.cancel()
@@ -282,6 +295,8 @@ class Download:
     def _close(self) -> None:
         self.closed = True
         self._flush()
+        if self._working is not None:
+            self._working.cancel()
         outcome = "failed" if self._failure else "complete" if self.entry.landed.full else "partial"
         _DOWNLOADS.labels(outcome).inc()
         origin, parents = self._began_with
