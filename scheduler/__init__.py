@@ -1,0 +1,1 @@
+"""The scheduler: tells every host which pieces to take from which parent."""

@@ -1,0 +1,172 @@
+"""Which part is assigned next: the seam behind which better plans belong.
+
+Both functions look at one swarm and change nothing. They return one part at a time; the caller notes it as in flight
+and asks again, so that every choice sees the slots, windows and rarities that the earlier ones left.
+
+Pieces that somebody can give go to children by windowed rarest first: among the first obtainable pieces that a child
+lacks, the one fewest hosts hold or are receiving, ties broken at random (in order where a single host wants anything:
+there is nobody to trade with and a reader waits for the front). It comes from the least loaded parent with a free slot.
+
+Pieces that nobody can give come from the origin, in ascending order, striped in runs over all seeds that work, through
+the source of a host that wants them. What no seed can bring, the wanting hosts share out among themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+
+from p2p.control import ORIGIN, Source
+from p2p.pieces import Bitmap, Span
+from scheduler.core.model import Host, Limits, Peer, Swarm
+
+_SOURCES_A_SEED_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A part to be assigned: `source` where the parent is the origin."""
+
+    child_id: str
+    parent_id: str
+    span: Span
+    source: Source | None = None
+
+
+def peer_part(swarm: Swarm, child: Peer, *, limits: Limits, random: Random, now: float) -> Choice | None:
+    """Return what `child` should fetch next from another host, or None if there is no room or nothing to be had.
+
+    Cost: O(holders x pieces / 64) machine words, whatever the number of hosts and versions elsewhere.
+    """
+    if not has_room(child, limits) or child.avoids(child.host.id, now):
+        return None
+    lacking = (child.missing & swarm.tradeable) - child.flying
+    if not lacking:
+        return None
+    parents = _open_parents(swarm, child, random, now)
+    within_reach = Bitmap(swarm.size)
+    for parent in parents:
+        within_reach |= parent.sound
+    obtainable = lacking & within_reach
+    window = list(islice(obtainable, limits.candidates))
+    if not window:
+        return None
+    if len(swarm.wanting) == 1:
+        first = min(window, key=lambda index: (swarm.rarity(index), index))
+    else:
+        first = min(window, key=lambda index: (swarm.rarity(index), random.random()))
+    parent = next(parent for parent in parents if first in parent.sound)
+    stop = first + 1
+    while (
+        stop - first < limits.part_pieces
+        and stop in obtainable
+        and stop in parent.sound
+        and swarm.rarity(stop) <= swarm.rarity(first)
+    ):
+        stop += 1
+    return Choice(child.host.id, parent.host.id, Span(first, stop))
+
+
+def has_room(child: Peer, limits: Limits) -> bool:
+    """Tell whether a whole part fits into the child's window."""
+    return child.from_parents + limits.part_pieces <= limits.child_window
+
+
+def _open_parents(swarm: Swarm, child: Peer, random: Random, now: float) -> list[Peer]:
+    """Return the peers that could serve the child now, the least loaded first, seeds last among equals."""
+    parents = [
+        peer
+        for peer in swarm.peers.values()
+        if peer is not child and peer.sound and not peer.host.saturated and not child.avoids(peer.host.id, now)
+    ]
+
+    def load(parent: Peer) -> tuple[float, bool, float]:
+        hello = parent.host.hello
+        return len(parent.host.uploading) / hello.upload_slots, hello.seed, random.random()
+
+    return sorted(parents, key=load)
+
+
+def origin_part(swarm: Swarm, seeds: Mapping[str, Host], *, limits: Limits, now: float) -> Choice | None:
+    """Return what some host should fetch next from the origin, or None if there is nothing or nobody has room."""
+    rest = swarm.unassigned()
+    fetchers: list[_Fetcher] = []
+    if rest:
+        for seed in seeds.values():
+            peer = swarm.peers.get(seed.id)
+            source = None if peer and peer.avoids(seed.id, now) else _source_for_seed(swarm, peer, now)
+            if source is None:
+                continue
+            # What a seed holds and others may not have (its digest is its own word) someone else must fetch.
+            pieces = swarm.unassigned() - peer.held - peer.flying if peer else swarm.unassigned()
+            fetchers.append(_Fetcher(seed.id, pieces, peer.from_origin if peer else 0, source))
+            rest = rest - pieces
+    fetchers.extend(_wanting_fetchers(swarm, rest, now))
+    if not fetchers:
+        return None
+    fair_parts = -(-swarm.size // (len(fetchers) * limits.part_pieces))
+    depth = min(limits.origin_depth, fair_parts * limits.part_pieces)
+    able = [f for f in fetchers if f.pieces and f.fetching + limits.part_pieces <= depth]
+    if not able:
+        return None
+    chosen = min(able, key=lambda fetcher: fetcher.fetching)
+    first = next(iter(chosen.pieces))
+    stop = first + 1
+    while stop - first < limits.part_pieces and stop in chosen.pieces:
+        stop += 1
+    return Choice(chosen.host_id, ORIGIN, Span(first, stop), chosen.source)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetcher:
+    host_id: str
+    pieces: Bitmap
+    fetching: int
+    source: Source
+
+
+def _source_for_seed(swarm: Swarm, seed: Peer | None, now: float) -> Source | None:
+    """Return a way to the origin that has not failed this seed: its own first, and no more than two in all."""
+    for source in islice(_sources(swarm, seed), _SOURCES_A_SEED_TRIES):
+        backoff = seed.refused.get(source) if seed else None
+        if backoff is None or now >= backoff.until:
+            return source
+    return None
+
+
+def _sources(swarm: Swarm, first: Peer | None) -> Iterable[Source]:
+    seen: set[Source] = set()
+    wanting = (swarm.peers[host_id] for host_id in swarm.wanting)
+    for peer in (first, *wanting) if first else wanting:
+        if peer.source is not None and peer.source not in seen:
+            seen.add(peer.source)
+            yield peer.source
+
+
+def _wanting_fetchers(swarm: Swarm, rest: Bitmap, now: float) -> Iterable[_Fetcher]:
+    """Yield the wanting hosts that can go to the origin themselves for pieces of `rest`, or that have no other way."""
+    for host_id in swarm.wanting:
+        peer = swarm.peers[host_id]
+        if peer.source is None or not (rest or peer.avoid):
+            continue
+        backoff = peer.refused.get(peer.source)
+        if (backoff is not None and now < backoff.until) or peer.avoids(host_id, now):
+            continue
+        pieces = ((rest & peer.missing) | cut_off(swarm, peer, now)) - peer.flying - swarm.at_origin
+        if pieces:
+            yield _Fetcher(host_id, pieces, peer.from_origin, peer.source)
+
+
+def cut_off(swarm: Swarm, child: Peer, now: float) -> Bitmap:
+    """Return the pieces that others hold, yet only hosts that have failed this child again and again."""
+    pieces = Bitmap(swarm.size)
+    if not any(backoff.hopeless(now) for backoff in child.avoid.values()):
+        return pieces
+    pieces = (child.missing & swarm.tradeable) - child.flying
+    for peer in swarm.peers.values():
+        backoff = child.avoid.get(peer.host.id)
+        if peer is not child and not (backoff and backoff.hopeless(now)):
+            pieces = pieces - peer.sound
+    return pieces

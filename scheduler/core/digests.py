@@ -1,0 +1,84 @@
+"""Which digest each piece of one version has, and on whose word.
+
+A holder must not vouch for its own bytes. A digest is *known* when the journal has it, when a host reports it with a
+piece it has just fetched from the origin, or when two hosts that hold the piece agree on it. Until then it is only
+somebody's claim, and the piece is not traded. When two fetches from the origin contradict each other the piece is
+disputed: a further witness must agree with one of them.
+"""
+
+from __future__ import annotations
+
+_EARLIER = ""
+"""The witness of a digest that was known before a dispute; no host has this id."""
+
+_CORRUPT_PARENTS = 2
+"""So many parents' bytes must contradict a digest before the digest itself is doubted."""
+
+
+class Digests:
+    """The digests of one version's pieces, by index."""
+
+    __slots__ = ("_claims", "_corrupt", "_disputed", "known")
+
+    def __init__(self) -> None:
+        self.known: dict[int, bytes] = {}
+        self._claims: dict[int, dict[str, bytes]] = {}
+        self._disputed: set[int] = set()
+        self._corrupt: dict[int, set[str]] = {}
+
+    def recall(self, index: int, digest: bytes) -> tuple[str, ...] | None:
+        """Take the journal's word, unless something fresher is known or the piece is disputed; as `claim` returns."""
+        if index in self.known or index in self._disputed:
+            return None
+        return self._settle(index, digest)
+
+    def claim(self, index: int, digest: bytes, host_id: str) -> tuple[str, ...] | None:
+        """Take a holder's own word for its piece.
+
+        Returns None if that made nothing known; otherwise the hosts whose claims now turn out to be wrong.
+        """
+        if index in self.known:
+            return None
+        claims = self._claims.setdefault(index, {})
+        claims[host_id] = digest
+        agreeing = sum(claimed == digest for claimed in claims.values())
+        return self._settle(index, digest) if agreeing > 1 else None
+
+    def fetched(self, index: int, digest: bytes, host_id: str) -> tuple[str, ...] | None:
+        """Take the word of a host that has just fetched the piece from the origin; as `claim` returns."""
+        known = self.known.get(index)
+        if known == digest:
+            return None
+        if known is not None:
+            del self.known[index]
+            self._disputed.add(index)
+            self._claims[index] = {_EARLIER: known, host_id: digest}
+            return None
+        if index in self._disputed:
+            return self.claim(index, digest, host_id)
+        return self._settle(index, digest)
+
+    def corrupt(self, index: int, parent_id: str) -> None:
+        """Note that a parent's bytes contradict the known digest; if another's did, too, the digest is forgotten."""
+        parents = self._corrupt.setdefault(index, set())
+        parents.add(parent_id)
+        if len(parents) >= _CORRUPT_PARENTS:
+            del self._corrupt[index]
+            self.known.pop(index, None)
+
+    def contradicts(self, index: int, digest: bytes) -> bool:
+        """Tell whether another digest of the piece is known."""
+        return self.known.get(index, digest) != digest
+
+    def forget(self, index: int, host_id: str) -> None:
+        """Forget what a holder claimed of a piece that it no longer holds."""
+        claims = self._claims.get(index)
+        if claims is not None and claims.pop(host_id, None) is not None and not claims:
+            del self._claims[index]
+
+    def _settle(self, index: int, digest: bytes) -> tuple[str, ...]:
+        self.known[index] = digest
+        self._disputed.discard(index)
+        self._corrupt.pop(index, None)
+        claims = self._claims.pop(index, {})
+        return tuple(witness for witness, claimed in claims.items() if claimed != digest and witness != _EARLIER)

@@ -1,0 +1,104 @@
+"""What must always be true of the scheduler's state, in words. Slow: for tests and the simulator."""
+
+from __future__ import annotations
+
+from random import Random
+
+from scheduler.core import assign
+from scheduler.core.model import Flight, Peer, State, Swarm
+
+
+def check(state: State, *, now: float) -> None:
+    """Raise AssertionError unless the state is consistent at `now`."""
+    _check_slots(state)
+    for swarm in state.swarms.values():
+        _check_tallies(swarm)
+        _check_flights(swarm)
+        for peer in swarm.peers.values():
+            _check_peer(state, swarm, peer)
+        if swarm.journal_read and swarm.id not in state.dirty and not _timer_due(state, now):
+            _check_nothing_left_undone(state, swarm, now)
+    assert set(state.seeds) == {host.id for host in state.hosts.values() if host.hello.seed}, "a seed is overlooked"
+    assert set(state.dirty) <= set(state.swarms), "a forgotten swarm is to be looked at"
+
+
+def _check_slots(state: State) -> None:
+    uploading: dict[str, set[Flight]] = {host_id: set() for host_id in state.hosts}
+    for swarm in state.swarms.values():
+        for peer in swarm.peers.values():
+            for flight in peer.flights.values():
+                if flight.parent is not None:
+                    assert state.hosts.get(flight.parent_id) is flight.parent, "a parent is gone, its flight is not"
+                    uploading[flight.parent_id].add(flight)
+    for host_id, host in state.hosts.items():
+        assert uploading[host_id] == set(host.uploading), f"the slots of {host_id} are miscounted"
+        assert len(host.uploading) <= host.hello.upload_slots, f"the slots of {host_id} are oversubscribed"
+        for version_id in host.versions:
+            assert host_id in state.swarms[version_id].peers, f"{host_id} is thought to have a peer it has not"
+
+
+def _check_tallies(swarm: Swarm) -> None:
+    peers = swarm.peers.values()
+    for index in range(swarm.size):
+        copies = sum(index in peer.sound for peer in peers)
+        assert swarm.copies[index] == copies, f"copies of piece {index} are miscounted"
+        assert swarm.coming[index] == sum(index in peer.flights for peer in peers), f"piece {index} is miscounted"
+        tradeable = copies > 0 and index in swarm.digests.known
+        assert (index in swarm.tradeable) == tradeable, f"whether piece {index} can be traded is mistaken"
+        fetchers = [p for p in peers if index in p.flights and p.flights[index].parent is None]
+        assert len(fetchers) <= 1, f"piece {index} is fetched from the origin by two hosts"
+        assert (index in swarm.at_origin) == bool(fetchers), f"piece {index} is lost at the origin"
+        # A wanted piece is held by somebody who gives it, on its way from the origin to somebody, or queued for that.
+        wanted = any(index in peer.missing for peer in peers)
+        queued = wanted and not tradeable and not fetchers
+        assert (index in swarm.unassigned()) == queued, f"piece {index} is lost or queued in vain"
+    assert set(swarm.wanting) == {host_id for host_id, peer in swarm.peers.items() if peer.missing}
+
+
+def _check_flights(swarm: Swarm) -> None:
+    for peer in swarm.peers.values():
+        assert set(peer.flying) == set(peer.flights)
+        origin = 0
+        for index, flight in peer.flights.items():
+            assert (flight.child, flight.swarm) == (peer, swarm)
+            assert index in flight.pieces
+            assert index in flight.span
+            assert index not in peer.held, "a host is fetching what it holds"
+            if flight.parent is None:
+                origin += 1
+                assert flight.source is not None, "nobody knows how to ask the origin"
+                continue
+            assert flight.parent is not peer.host, "a host is its own parent"
+            assert index in peer.missing, "a host fetches from another what it does not want"
+            assert index in swarm.peers[flight.parent_id].sound, "assigned to a parent that lacks the piece"
+        assert peer.from_origin == origin
+
+
+def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:
+    assert state.hosts.get(peer.host.id) is peer.host, "a host is gone, its peer is not"
+    assert swarm.id in peer.host.versions
+    assert not peer.missing & peer.held, "a host wants what it holds"
+    assert not peer.sound - peer.held, "a copy that is not there is thought sound"
+    assert len(peer.flights) - peer.from_origin <= state.limits.child_window, "a child's window is exceeded"
+    assert peer.from_origin <= state.limits.origin_depth, "a host is swamped with the origin's pieces"
+    if peer.flights:
+        assert peer.wake_at is not None, "flights without a deadline"
+    if peer.missing and assign.has_room(peer, state.limits):
+        waiting = peer.host.id in swarm.pending or peer.host.id in swarm.hungry
+        assert waiting, "a host with room would never be considered again"
+    if swarm.hungry:
+        assert swarm.id in state.starving, "hungry hosts would never hear of a free slot"
+
+
+def _timer_due(state: State, now: float) -> bool:
+    return bool(state.timers) and state.timers[0][0] <= now
+
+
+def _check_nothing_left_undone(state: State, swarm: Swarm, now: float) -> None:
+    """After a pass nobody can be given anything: whatever opens a way must have put it on the agenda."""
+    choice = assign.origin_part(swarm, state.seeds, limits=state.limits, now=now)
+    assert choice is None, f"left undone: {choice}"
+    random = Random(0)  # noqa: S311  # breaks ties, keeps no secret
+    for host_id in swarm.wanting:
+        part = assign.peer_part(swarm, swarm.peers[host_id], limits=state.limits, random=random, now=now)
+        assert part is None, f"left undone: {part}"

@@ -1,0 +1,228 @@
+"""The scheduler's state machine: events in, commands out.
+
+`apply` notes what an event says at once. What it makes assignable is handed out by the next Tick, so that a burst of
+reports costs one pass: while there is something to hand out, `next_deadline` says that a Tick is due.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from random import Random
+
+from p2p.control import ORIGIN, Assignment, Part, Source
+from scheduler.core import assign, transitions
+from scheduler.core.assign import Choice
+from scheduler.core.invariants import check
+from scheduler.core.messages import (
+    Announced,
+    Command,
+    Disconnect,
+    DroppedPieces,
+    Event,
+    HostJoined,
+    HostLeft,
+    JournalRead,
+    Progressed,
+    Send,
+    Tick,
+    Unwanted,
+    Wanted,
+)
+from scheduler.core.model import Flight, Host, Limits, State, Swarm
+
+_IMMEDIATELY = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """How far one host is with one version, in pieces."""
+
+    host_id: str
+    held: int
+    missing: int
+    from_parents: int
+    from_origin: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmView:
+    """One version, for operators. Lengths are in bytes, the rest in pieces."""
+
+    task_id: str
+    version_id: str
+    length: int
+    pieces: int
+    tradeable: int
+    peers: tuple[PeerView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """One host, for operators."""
+
+    host_id: str
+    address: str
+    seed: bool
+    upload_slots: int
+    uploading: int
+    software: str
+
+
+class SchedulerCore:
+    """Who fetches which pieces from whom. Pure: time is an argument, randomness an injected generator."""
+
+    def __init__(self, *, random: Random, limits: Limits | None = None) -> None:
+        self._state = State(limits or Limits())
+        self._random = random
+        self._now = _IMMEDIATELY
+
+    def apply(self, event: Event, *, now: float) -> list[Command]:
+        """Take an event at `now` (monotonic seconds) and return what is to be done, in order.
+
+        A host that says something impossible is forgotten and disconnected. Events of unknown hosts are ignored.
+        """
+        self._now = now
+        state = self._state
+        match event:
+            case Tick():
+                return self._tick(now)
+            case HostJoined(hello):
+                transitions.host_joined(state, hello)
+                return []
+            case HostLeft(host_id):
+                transitions.host_left(state, host_id)
+                return []
+            case JournalRead():
+                return transitions.journal_read(state, event)
+        host = state.hosts.get(event.host_id)
+        if host is None:
+            return []
+        try:
+            return self._heard(host, event, now)
+        except transitions.ProtocolError as error:
+            transitions.host_left(state, host.id)
+            return [Disconnect(host.id, str(error))]
+
+    def next_deadline(self) -> float | None:
+        """Return when a Tick is due (monotonic seconds; in the past: at once), or None."""
+        if self._state.dirty:
+            return _IMMEDIATELY
+        return self._state.timers[0][0] if self._state.timers else None
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless the state is consistent; slow, for tests."""
+        check(self._state, now=self._now)
+
+    def hosts(self) -> tuple[HostView, ...]:
+        """Return what is known of every host."""
+        return tuple(
+            HostView(
+                host_id=host.id,
+                address=host.hello.address,
+                seed=host.hello.seed,
+                upload_slots=host.hello.upload_slots,
+                uploading=len(host.uploading),
+                software=host.hello.software,
+            )
+            for host in self._state.hosts.values()
+        )
+
+    def swarms(self) -> tuple[SwarmView, ...]:
+        """Return how far every version is."""
+        return tuple(
+            SwarmView(
+                task_id=swarm.version.task_id,
+                version_id=swarm.id,
+                length=swarm.version.length,
+                pieces=swarm.size,
+                tradeable=len(swarm.tradeable),
+                peers=tuple(
+                    PeerView(host_id, len(peer.held), len(peer.missing), peer.from_parents, peer.from_origin)
+                    for host_id, peer in swarm.peers.items()
+                ),
+            )
+            for swarm in self._state.swarms.values()
+        )
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of hosts and of versions."""
+        return len(self._state.hosts), len(self._state.swarms)
+
+    def _heard(
+        self, host: Host, event: Announced | Wanted | Unwanted | Progressed | DroppedPieces, now: float
+    ) -> list[Command]:
+        state = self._state
+        match event:
+            case Announced():
+                return transitions.announced(state, host, event.holdings.holdings)
+            case Wanted():
+                return transitions.wanted(state, host, event.want)
+            case Progressed():
+                return transitions.progressed(state, host, event.progress, now)
+            case Unwanted():
+                transitions.unwanted(state, host, event.unwant.version_id)
+            case DroppedPieces():
+                transitions.dropped(state, host, event.dropped)
+        return []
+
+    def _tick(self, now: float) -> list[Command]:
+        for swarm, peer in self._state.due(now):
+            transitions.overdue(self._state, swarm, peer, now)
+        commands: list[Command] = []
+        for version_id in tuple(self._state.dirty):
+            swarm = self._state.swarms[version_id]
+            if swarm.idle:
+                self._state.drop(swarm)
+            elif swarm.journal_read:
+                commands += self._pass(swarm, now)
+        self._state.dirty.clear()
+        return commands
+
+    def _pass(self, swarm: Swarm, now: float) -> list[Command]:
+        """Hand out everything that can be handed out in a swarm: children take turns, a part each."""
+        state, limits = self._state, self._state.limits
+        started: list[Flight] = []
+        if swarm.origin_pending:
+            while (choice := assign.origin_part(swarm, state.seeds, limits=limits, now=now)) is not None:
+                started.append(self._start(swarm, choice, now))
+            swarm.origin_pending = False
+        turn = list(swarm.pending)
+        swarm.pending.clear()
+        self._random.shuffle(turn)
+        queue = deque(turn)
+        while queue:
+            child = swarm.peers[queue.popleft()]
+            part = assign.peer_part(swarm, child, limits=limits, random=self._random, now=now)
+            if part is not None:
+                started.append(self._start(swarm, part, now))
+                queue.append(child.host.id)
+            elif assign.has_room(child, limits):
+                swarm.hungry[child.host.id] = None
+        if swarm.hungry:
+            state.starving[swarm.id] = None
+        return _assignments(swarm, started)
+
+    def _start(self, swarm: Swarm, choice: Choice, now: float) -> Flight:
+        state = self._state
+        child = swarm.peer(state.hosts[choice.child_id])
+        parent = None if choice.parent_id == ORIGIN else state.hosts[choice.parent_id]
+        flight = Flight(swarm, child, parent, choice.source, set(choice.span), choice.span, now)
+        state.start(flight, now)
+        return flight
+
+
+def _assignments(swarm: Swarm, flights: list[Flight]) -> list[Command]:
+    """Join the parts of each host into one assignment; parts with different lent sources into one each."""
+    joined: dict[tuple[str, Source | None], list[Part]] = {}
+    for flight in flights:
+        lent = flight.source if flight.source != flight.child.source else None
+        parent = flight.parent
+        digests = () if parent is None else tuple(swarm.digests.known[index] for index in flight.span)
+        address = "" if parent is None else parent.hello.address
+        parts = joined.setdefault((flight.child.host.id, lent), [])
+        parts.append(Part(flight.span, flight.parent_id, address, digests))
+    return [
+        Send(host_id, Assignment(swarm.version, tuple(parts), source)) for (host_id, source), parts in joined.items()
+    ]

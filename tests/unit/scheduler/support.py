@@ -1,0 +1,141 @@
+"""Hosts, versions and digests for tests of the scheduler."""
+
+from __future__ import annotations
+
+import hashlib
+from random import Random
+
+from p2p.control import ORIGIN, Failed, FailureReason, Hello, Holding, Holdings, Landed, Progress, Source, Want
+from p2p.pieces import MIB, Bitmap, PieceLayout, Span
+from p2p.versions import ValidatorKind, Version
+from scheduler.core.messages import (
+    Announced,
+    Command,
+    Event,
+    HostJoined,
+    Journal,
+    JournalRead,
+    Progressed,
+    ReadJournal,
+    Send,
+    Tick,
+    Wanted,
+)
+from scheduler.core.model import Limits
+from scheduler.core.state import SchedulerCore
+
+
+def version_of(pieces: int, name: str = "a") -> Version:
+    """A version of `pieces` pieces, the last of them short."""
+    length = pieces * 4 * MIB - 1 if pieces else 0
+    return Version(hashlib.sha256(name.encode()).hexdigest(), length, ValidatorKind.ETAG, f'"{name}"')
+
+
+def digest_of(version: Version, index: int, flavour: str = "") -> bytes:
+    """The digest of a piece; another `flavour` stands for other bytes."""
+    return hashlib.sha256(f"{version.id}/{index}/{flavour}".encode()).digest()[:16]
+
+
+def source_of(host_id: str) -> Source:
+    return Source(f"https://origin.test/model?signature={host_id}")
+
+
+def everything(version: Version) -> tuple[Span, ...]:
+    return PieceLayout.of(version.length).everything()
+
+
+def holding_of(version: Version, spans: tuple[Span, ...] | None = None, flavour: str = "") -> Holding:
+    bitmap = Bitmap(PieceLayout.of(version.length).count, everything(version) if spans is None else spans)
+    return Holding(version, bitmap, tuple(digest_of(version, index, flavour) for index in bitmap))
+
+
+class Fleet:
+    """A core with a clock; keeps what was assigned to whom, and answers for the journal."""
+
+    def __init__(self, seed: int = 0, limits: Limits | None = None) -> None:
+        self.core = SchedulerCore(random=Random(seed), limits=limits)
+        self.now = 0.0
+        self.assigned: dict[str, dict[tuple[Version, int], str]] = {}
+        self.sent: list[Send] = []
+        self.commands: list[Command] = []
+        self.journal: dict[str, dict[int, bytes]] = {}
+
+    def apply(self, *events: Event) -> list[Command]:
+        """Apply events and the Tick they make due; returns all commands."""
+        commands: list[Command] = []
+        queue = list(events)
+        while queue or self._tick_is_due():
+            event = queue.pop(0) if queue else Tick()
+            for command in self.core.apply(event, now=self.now):
+                commands.append(command)
+                if isinstance(command, ReadJournal):
+                    queue.append(JournalRead(command.version_id, self.journal.get(command.version_id, {})))
+                elif isinstance(command, Journal):
+                    self.journal.setdefault(command.version_id, {}).update(command.digests)
+                elif isinstance(command, Send):
+                    self._sent(command)
+            self.core.check_invariants()
+        self.commands += commands
+        return commands
+
+    def _tick_is_due(self) -> bool:
+        deadline = self.core.next_deadline()
+        return deadline is not None and deadline <= self.now
+
+    def _sent(self, send: Send) -> None:
+        self.sent.append(send)
+        for part in send.assignment.parts:
+            for index in part.span:
+                self.assigned.setdefault(send.host_id, {})[send.assignment.version, index] = part.parent_id
+
+    def join(self, host_id: str, *, seed: bool = False, slots: int = 16) -> None:
+        self.apply(HostJoined(Hello(host_id, f"{host_id}:65002", seed, slots)))
+
+    def announce(self, host_id: str, *holdings: Holding) -> list[Command]:
+        return self.apply(Announced(host_id, Holdings(holdings)))
+
+    def want(
+        self, host_id: str, version: Version, spans: tuple[Span, ...] | None = None, *, source: bool = True
+    ) -> list[Command]:
+        spans = everything(version) if spans is None else spans
+        return self.apply(Wanted(host_id, Want(version, spans, source_of(host_id) if source else None)))
+
+    def land(self, host_id: str, version: Version, *indices: int, flavour: str = "") -> list[Command]:
+        """Let assigned pieces land, as the host would report them."""
+        landed = []
+        for index in indices:
+            parent_id = self.assigned[host_id].pop((version, index))
+            digests = (digest_of(version, index, flavour),) if parent_id == ORIGIN else ()
+            landed.append(Landed(Span(index, index + 1), parent_id, digests))
+        return self.apply(Progressed(host_id, Progress(version.id, tuple(landed))))
+
+    def fail(self, host_id: str, version: Version, reason: FailureReason, *indices: int) -> list[Command]:
+        failed = []
+        for index in indices:
+            parent_id = self.assigned[host_id].pop((version, index))
+            failed.append(Failed(Span(index, index + 1), parent_id, reason))
+        return self.apply(Progressed(host_id, Progress(version.id, (), tuple(failed))))
+
+    def pieces(self, host_id: str, version: Version) -> dict[int, str]:
+        """What a host has been assigned and has not reported on: piece -> parent."""
+        assigned = self.assigned.get(host_id, {})
+        return {index: parent for (of, index), parent in assigned.items() if of == version}
+
+    def run_down(self, host_id: str, version: Version) -> None:
+        """Let everything that is assigned to a host land, until nothing is left."""
+        while assigned := self.pieces(host_id, version):
+            self.land(host_id, version, *assigned)
+
+    def advance(self, seconds: float) -> list[Command]:
+        """Let time pass, ticking at every deadline on the way."""
+        commands: list[Command] = []
+        end = self.now + seconds
+        while (deadline := self.core.next_deadline()) is not None and deadline <= end:
+            self.now = max(self.now, deadline)
+            commands += self.apply()
+        self.now = end
+        return commands
+
+
+def sends(commands: list[Command]) -> list[Send]:
+    return [command for command in commands if isinstance(command, Send)]
