@@ -93,7 +93,7 @@ class OriginClient:
             return await self._session.request(
                 method,
                 exact_url(url),
-                headers=headers,
+                headers=_spelt_alike(headers),
                 data=body,
                 allow_redirects=False,
                 timeout=self._timeout(stall_seconds or self._settings.stall_seconds),
@@ -130,6 +130,12 @@ class OriginClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _spelt_alike(fields: Fields) -> Fields:
+    """Give every field the spelling of its first namesake: aiohttp takes one in another case for a replacement."""
+    spellings: dict[str, str] = {}
+    return tuple((spellings.setdefault(name.lower(), name), value) for name, value in fields)
 
 
 def _redirected(source: Source, location: str) -> Source:

@@ -39,11 +39,12 @@ def exact_url(url: str) -> yarl.URL:
     try:
         target.encode()
         parsed = yarl.URL.build(scheme=scheme, authority=authority, path=target, encoded=True)
+        usable = bool(parsed.raw_host) and parsed.port != 0
     except (ValueError, UnicodeError):
         # The cause's text may quote the URL, and with it a signature.
         raise BadRequestError("the URL's host, port or encoding is not valid") from None
-    if not parsed.raw_host:
-        raise BadRequestError("the URL names no host")
+    if not usable:
+        raise BadRequestError("the URL names no host, or port 0")
     return parsed
 
 
