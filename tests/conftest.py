@@ -1,9 +1,61 @@
-"""What holds for every test: Hypothesis draws the same examples in every run, and never judges by the clock."""
+"""What holds for every test, and the fixtures that start real servers; each starts when a test first asks for it."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
+from bench.cluster import LocalCluster
+from bench.origin_client import OriginClient, running_origin
+from tests.support.daemons import running_cluster
+from tests.support.moto import running_moto
+from tests.support.radosgw import running_radosgw
+from tests.support.servers import S3Server, tail
+
+# Hypothesis draws the same examples in every run, and never judges by the clock.
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("deterministic")
+
+
+@pytest.fixture(scope="session")
+def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real Ceph object gateway; it verifies presigned signatures."""
+    with running_radosgw(tmp_path_factory.mktemp("radosgw")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_s3() -> Iterator[S3Server]:
+    """A thread with the S3 server of moto; it takes any signature."""
+    with running_moto() as server:
+        yield server
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Iterator[OriginClient]:
+    """The bench's origin, unshaped, as a process of its own."""
+    with running_origin("unlimited", tmp_path) as client:
+        yield client
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
+    """A scheduler, a seed and two peers, each a process of its own; the test may kill them."""
+    with running_cluster(tmp_path / "cluster") as started:
+        yield started
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the ends of the servers' logs into the report of a test that failed."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        logs = [log for value in item.funcargs.values() if isinstance(value, S3Server) for log in value.logs]
+        if isinstance(directory := item.funcargs.get("tmp_path"), Path):
+            logs += sorted(directory.rglob("*.log"))
+        report.sections += [(f"end of {log}", tail(log)) for log in logs]
+    return report
