@@ -51,12 +51,14 @@ def hits(
     By default on an origin and a cluster (scheduler, seed, two peers) started for it and removed afterwards.
     """
     # Unwinds the stack, so that the daemons go down with this process.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         result = _measure(parse_size(size), objects, origin_profile, url, proxy or [])
     except DamselflyError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     _print(result)
     write_json(json, result.figures())
     try:

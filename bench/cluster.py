@@ -151,7 +151,7 @@ class LocalCluster:
     def delete_task(self, task_id: str) -> None:
         """Let every running peer forget a task and its bytes; raises ChildError for answers but 200 and 404."""
         for daemon in self._daemons.values():
-            if daemon.role == "scheduler" or not daemon.child.running:
+            if daemon.role == "scheduler" or not daemon.child.is_running():
                 continue
             token = self.secret.sign("admin", "bench", now=time.time())
             connection = http.client.HTTPConnection(daemon.addresses["http"], timeout=_STOP_SECONDS)

@@ -30,22 +30,22 @@ def decide(headers: Mapping[str, str], *, length: int, etag: str, last_modified:
     Several ranges and malformed ones are ignored, as S3 does: the whole object is sent.
     """
     match = headers.get("If-Match")
-    unmodified = headers.get("If-Unmodified-Since")
+    unmodified = _date(headers.get("If-Unmodified-Since"))
     if match is not None:
         if not _listed(etag, match):
             return Decision(412)
-    elif unmodified is not None and _later(last_modified, unmodified):
+    elif unmodified is not None and last_modified > unmodified:
         return Decision(412)
     none_match = headers.get("If-None-Match")
-    modified = headers.get("If-Modified-Since")
+    modified = _date(headers.get("If-Modified-Since"))
     if none_match is not None:
         if _listed(etag, none_match):
             return Decision(304)
-    elif modified is not None and not _later(last_modified, modified):
+    elif modified is not None and last_modified <= modified:
         return Decision(304)
     condition = headers.get("If-Range")
     found = _ONE_RANGE.match(headers.get("Range", ""))
-    if found is None or (condition is not None and not _same(condition, etag, last_modified)):
+    if found is None or (condition not in (None, etag) and _date(condition) != last_modified):
         return Decision(200, 0, length)
     first, last, suffix = found.groups()
     if suffix is not None:
@@ -67,17 +67,9 @@ def _listed(etag: str, field: str) -> bool:
     return field.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in field.split(","))
 
 
-def _later(moment: datetime, field: str) -> bool:
+def _date(field: str | None) -> datetime | None:
+    """Return the date of a conditional field; None if there is none, for a malformed one is to be ignored."""
     try:
-        return moment > parsedate_to_datetime(field)
-    except (ValueError, TypeError):
-        return False
-
-
-def _same(condition: str, etag: str, last_modified: datetime) -> bool:
-    if condition.startswith('"'):
-        return condition == etag
-    try:
-        return parsedate_to_datetime(condition) == last_modified
-    except (ValueError, TypeError):
-        return False
+        return None if field is None else parsedate_to_datetime(field)
+    except ValueError:
+        return None

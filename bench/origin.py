@@ -227,8 +227,9 @@ class Origin:
             # up everyone else.
             await _until(own.reserve(len(view), time.monotonic()))
             await _until(self._total.reserve(len(view), time.monotonic()))
-            await response.write(view)
+            # Counted when it is handed over: whoever has read the last byte finds it counted.
             self.stats.body_bytes += len(view)
+            await response.write(view)
 
     def _take_fault(self, length: int) -> Fault | None:
         fault = self._fault

@@ -71,9 +71,8 @@ class Child:
         """The process id."""
         return self._process.pid
 
-    @property
-    def running(self) -> bool:
-        """Whether the process has not ended yet."""
+    def is_running(self) -> bool:
+        """Tell whether the process has not ended yet."""
         return self._process.poll() is None
 
     def wait_ready(self, deadline: float) -> dict[str, Any]:
