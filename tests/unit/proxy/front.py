@@ -98,9 +98,7 @@ class MemoryTasks:
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def open(
-        self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None
-    ) -> MemoryReader:
+    async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> MemoryReader:
         self.openings.append(Opening(task, version, source, wanted))
         if self.refusals:
             raise self.refusals.pop(0)

@@ -296,9 +296,7 @@ async def test_a_download_that_fails_after_the_first_byte_is_a_reset(
         await client.reader.read()
 
 
-async def test_an_object_overwritten_before_the_first_byte_is_asked_for_again(
-    front: Front, origin: RawOrigin
-) -> None:
+async def test_an_object_overwritten_before_the_first_byte_is_asked_for_again(front: Front, origin: RawOrigin) -> None:
     front.tasks.refusals = [VersionChangedError("overwritten")]
     reply = await front.get(signed(origin))
     assert (reply.status, reply.body) == (200, CONTENT)

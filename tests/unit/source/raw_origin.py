@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class RawOrigin:
 
 
 @asynccontextmanager
-async def raw_origin(answer: Answer) -> AsyncIterator[RawOrigin]:
+async def raw_origin(answer: Answer, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawOrigin]:
     origin = RawOrigin(answer)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -98,7 +99,7 @@ async def raw_origin(answer: Answer) -> AsyncIterator[RawOrigin]:
         await origin._serve(reader, writer)
         tasks.discard(task)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     origin.port = server.sockets[0].getsockname()[1]
     try:
         yield origin
