@@ -1,0 +1,215 @@
+"""Drives the core: one inbox, one owner, one timer.
+
+Whatever hosts say lands in the inbox. The owner applies all of it that is there, lets the core hand out what that made
+assignable (one pass for a whole burst), carries out the commands, and sleeps until something arrives or falls due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from p2p.control import ORIGIN, Assignment, Hello, PeerMessage
+from p2p.tasks import TaskScope
+from p2p.telemetry import REGISTRY, logger
+from scheduler.core.messages import (
+    Command,
+    Disconnect,
+    Event,
+    HostJoined,
+    HostLeft,
+    Journal,
+    JournalRead,
+    ReadJournal,
+    Send,
+    Suspect,
+    Tick,
+    event_of,
+)
+from scheduler.core.state import HostView, SchedulerCore, SwarmView
+from scheduler.journal import Journal as JournalStore
+
+log = logger(__name__)
+
+INBOX_EVENTS = 4096
+"""Events that wait for the owner; when it is full, hosts' streams are read no further until there is room."""
+
+OUTBOX_MESSAGES = 1024
+"""Assignments that wait for one host; a host that lets more pile up is dropped."""
+
+_HOSTS = Gauge("damselfly_scheduler_hosts", "Hosts with an open session", registry=REGISTRY)
+_VERSIONS = Gauge("damselfly_scheduler_versions", "Versions that somebody holds or wants", registry=REGISTRY)
+_EVENTS = Counter("damselfly_scheduler_events_total", "Events applied, by kind", ["kind"], registry=REGISTRY)
+_ASSIGNED = Counter(
+    "damselfly_scheduler_assigned_pieces_total",
+    "Pieces assigned, by where they come from",
+    ["parent"],
+    registry=REGISTRY,
+)
+_SUSPECTS = Counter(
+    "damselfly_scheduler_suspect_pieces_total", "Copies that contradict the known digest", registry=REGISTRY
+)
+_ENDED = Counter("damselfly_scheduler_sessions_ended_total", "Sessions that ended, by why", ["why"], registry=REGISTRY)
+_PASSES = Histogram(
+    "damselfly_scheduler_batch_seconds",
+    "Time from taking a burst of events to having queued what it led to",
+    buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    registry=REGISTRY,
+)
+
+
+class Ending(Enum):
+    """Why a session is over."""
+
+    CLOSED = "closed"
+    SILENT = "silent"
+    REPLACED = "replaced"
+    SLOW = "slow"
+    IMPOSSIBLE = "impossible"
+    STOPPING = "stopping"
+
+
+class HostSession:
+    """One host's open stream, as the driver sees it."""
+
+    def __init__(self, hello: Hello) -> None:
+        self.hello = hello
+        self.outbox: asyncio.Queue[Assignment] = asyncio.Queue(OUTBOX_MESSAGES)
+        self.ended: asyncio.Future[tuple[Ending, str]] = asyncio.get_running_loop().create_future()
+
+    def end(self, why: Ending, detail: str) -> None:
+        """Have the stream closed; the first reason stands."""
+        if not self.ended.done():
+            _ENDED.labels(why.value).inc()
+            self.ended.set_result((why, detail))
+
+
+class Driver:
+    """The scheduler's one owner of state."""
+
+    def __init__(self, core: SchedulerCore, journal: JournalStore, *, clock: Callable[[], float]) -> None:
+        self._core = core
+        self._journal = journal
+        self._clock = clock
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue(INBOX_EVENTS)
+        self._sessions: dict[str, HostSession] = {}
+        self._left: list[str] = []
+
+    async def join(self, hello: Hello) -> HostSession:
+        """Open a session for a host; one that it still has is replaced."""
+        session = HostSession(hello)
+        old = self._sessions.get(hello.host_id)
+        if old is not None:
+            old.end(Ending.REPLACED, "the host opened another session")
+        self._sessions[hello.host_id] = session
+        await self._inbox.put(HostJoined(hello))
+        return session
+
+    async def hear(self, session: HostSession, message: PeerMessage) -> None:
+        """Take what a host says, in order; waits while the inbox is full. What an ended session says is ignored."""
+        if self._sessions.get(session.hello.host_id) is session:
+            await self._inbox.put(event_of(session.hello.host_id, message))
+
+    def leave(self, session: HostSession, why: Ending, detail: str) -> None:
+        """End a session and forget its host, unless the host has opened another one since."""
+        session.end(why, detail)
+        host_id = session.hello.host_id
+        if self._sessions.get(host_id) is session:
+            del self._sessions[host_id]
+            # Past the inbox: a departure must not wait for room in it. What the host said before no longer matters.
+            self._left.append(host_id)
+            if not self._inbox.full():
+                self._inbox.put_nowait(Tick())
+
+    def end_all(self, detail: str) -> None:
+        """End every session: the scheduler is stopping."""
+        for session in tuple(self._sessions.values()):
+            session.end(Ending.STOPPING, detail)
+
+    def hosts(self) -> tuple[HostView, ...]:
+        """Return what is known of every host."""
+        return self._core.hosts()
+
+    def swarms(self) -> tuple[SwarmView, ...]:
+        """Return how far every version is."""
+        return self._core.swarms()
+
+    async def run(self) -> None:
+        """Own the core, for ever. A defect in it ends this, and with it the process."""
+        async with TaskScope() as scope:
+            while True:
+                events = await self._next_events()
+                with _PASSES.time():
+                    self._step(events, scope)
+
+    async def _next_events(self) -> list[Event]:
+        """Wait for events or the core's deadline; return all events that are there."""
+        events: list[Event] = []
+        deadline = self._core.next_deadline()
+        if not self._left and self._inbox.empty():
+            try:
+                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self._clock())):
+                    events.append(await self._inbox.get())
+            except TimeoutError:
+                pass
+        while not self._inbox.empty():
+            events.append(self._inbox.get_nowait())
+        left = [HostLeft(host_id) for host_id in self._left]
+        self._left.clear()
+        return [*left, *events]
+
+    def _step(self, events: list[Event], scope: TaskScope) -> None:
+        for event in events:
+            self._apply(event, scope)
+        deadline = self._core.next_deadline()
+        if deadline is not None and deadline <= self._clock():
+            self._apply(Tick(), scope)
+        hosts, versions = self._core.counts
+        _HOSTS.set(hosts)
+        _VERSIONS.set(versions)
+
+    def _apply(self, event: Event, scope: TaskScope) -> None:
+        _EVENTS.labels(type(event).__name__).inc()
+        for command in self._core.apply(event, now=self._clock()):
+            self._obey(command, scope)
+
+    def _obey(self, command: Command, scope: TaskScope) -> None:
+        match command:
+            case Send(host_id, assignment):
+                self._send(host_id, assignment)
+            case ReadJournal(version_id):
+                scope.spawn(self._read_journal(version_id), name=f"journal of {version_id}")
+            case Journal(version_id, digests):
+                self._journal.record(version_id, digests)
+            case Suspect():
+                _SUSPECTS.inc()
+                log.warning(
+                    "piece suspected",
+                    host=command.host_id,
+                    version=command.version_id,
+                    piece=command.index,
+                    reason=command.reason,
+                )
+            case Disconnect(host_id, reason):
+                log.warning("host said something impossible", host=host_id, reason=reason)
+                if session := self._sessions.get(host_id):
+                    self.leave(session, Ending.IMPOSSIBLE, reason)
+
+    def _send(self, host_id: str, assignment: Assignment) -> None:
+        session = self._sessions.get(host_id)
+        if session is None:
+            return
+        try:
+            session.outbox.put_nowait(assignment)
+        except asyncio.QueueFull:
+            log.warning("host too slow", host=host_id, waiting=session.outbox.qsize())
+            self.leave(session, Ending.SLOW, f"{session.outbox.qsize()} assignments wait to be read")
+            return
+        for part in assignment.parts:
+            _ASSIGNED.labels("origin" if part.parent_id == ORIGIN else "peer").inc(len(part.span))
+
+    async def _read_journal(self, version_id: str) -> None:
+        await self._inbox.put(JournalRead(version_id, await self._journal.read(version_id)))
