@@ -1,8 +1,4 @@
-"""Generate p2p/v1 from proto/p2p/v1, or check that what is committed is current.
-
-    python tools/generate_stubs.py            # write
-    python tools/generate_stubs.py --check    # exit 1, naming the files, if the committed stubs are stale
-"""
+"""Generate p2p/v1 from proto/p2p/v1; with --check, exit 1 and name the committed stubs that are stale."""
 
 from __future__ import annotations
 
@@ -26,8 +22,8 @@ def generate(target: Path) -> None:
             "-Iproto",
             f"--python_out={target}",
             f"--grpc_python_out={target}",
-            f"--mypy_out={target}",
-            f"--mypy_grpc_out=only_async:{target}",
+            f"--mypy_out=quiet:{target}",
+            f"--mypy_grpc_out=quiet,only_async:{target}",
             *protos,
         ],
         cwd=ROOT,
