@@ -94,16 +94,27 @@ def _measure(size: int, objects: int, profile: str, url: str | None, proxies: li
 
 def _print(result: Result) -> None:
     console = Console()
-    table = Table(title=_title(result).replace("\n", " "))
+    # Fits into the 80 columns that a log or a pipe gets.
+    table = Table(title=_title(result).replace("\n", " "), box=None, collapse_padding=True)
     table.add_column("read")
-    for heading in ("seconds", "min-max", "GB/s", "ratio", "origin MB", "requests", "checks", "CPU-s/GiB", "peak MiB"):
+    for heading in (
+        "seconds",
+        "min-max",
+        "GB/s",
+        "ratio",
+        "origin\nMB",
+        "requests",
+        "checks",
+        "CPU-s\n/GiB",
+        "peak\nMiB",
+    ):
         table.add_column(heading, justify="right")
     table.add_column("bytes")
     for run in result.runs:
         table.add_row(
             run.name,
             f"{run.seconds:.3f}",
-            f"{run.seconds_min:.3f}-{run.seconds_max:.3f}",
+            f"{run.seconds_min:.2f}-{run.seconds_max:.2f}",
             f"{run.bytes_per_second / 1e9:.2f}",
             f"{run.ratio:.3f}",
             "-" if run.origin_bytes is None else f"{run.origin_bytes / 1e6:.1f}",
@@ -133,4 +144,7 @@ def _title(result: Result) -> str:
 
 
 def _bars(result: Result) -> list[Bar]:
-    return [Bar(_LABELS[run.name], run.seconds, f"{run.seconds:.2f} s") for run in result.runs]
+    return [
+        Bar(_LABELS[run.name], run.seconds, f"{run.seconds:.{2 if run.seconds >= 0.1 else 3}f} s")
+        for run in result.runs
+    ]
