@@ -55,7 +55,8 @@ def hits(
     try:
         result = _measure(parse_size(size), objects, origin_profile, url, proxy or [])
     except DamselflyError as error:
-        typer.echo(f"error: {error}", err=True)
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            typer.echo(line, err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     finally:
         signal.signal(signal.SIGTERM, previous)

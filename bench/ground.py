@@ -16,6 +16,7 @@ from bench.cluster import DAMSELFLY, LocalCluster
 from bench.origin import Stats
 from bench.origin_client import OriginClient, running_origin
 from bench.process import Meter
+from p2p.errors import DamselflyError
 
 EXTERNAL = "external"
 """The profile's name when the origin is the user's own."""
@@ -131,14 +132,22 @@ class ExternalGround:
 
 @contextmanager
 def embedded_ground(profile: str, size: int, *, program: Sequence[str] = DAMSELFLY) -> Iterator[EmbeddedGround]:
-    """Start an origin, a scheduler, a seed and two peers; stop them and remove their data in the end."""
+    """Start an origin, a scheduler, a seed and two peers; stop them and remove their data in the end.
+
+    The logs go too, so an error that leaves the context takes the end of each along as a note.
+    """
     with ExitStack() as stack:
         cluster = stack.enter_context(LocalCluster(program=program))
         origin = stack.enter_context(running_origin(profile, cluster.directory))
         children = {name: daemon.child for name, daemon in cluster.daemons.items()} | {"origin": origin.child}
         meter = stack.enter_context(Meter(children))
         touch_page_cache(cluster.directory, _COPIES * size)
-        yield EmbeddedGround(profile, origin, cluster, meter)
+        try:
+            yield EmbeddedGround(profile, origin, cluster, meter)
+        except DamselflyError as error:
+            for child in children.values():
+                error.add_note(f"the log of {child.name} ends with:\n{child.tail()}")
+            raise
 
 
 def touch_page_cache(directory: Path, size: int) -> int:

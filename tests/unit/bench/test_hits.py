@@ -1,6 +1,7 @@
 import http.client
 import http.server
 import json
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.ground import ExternalGround, Target, touch_page_cache
+from bench.ground import ExternalGround, Target, embedded_ground, touch_page_cache
 from bench.hits import GIB, Sample, measure, summarise
 from bench.origin import Stats
 from bench.origin_client import OriginClient, running_origin
+from bench.reader import ReadError
 
 MIB = 1024 * 1024
 
@@ -206,6 +208,17 @@ def test_settings_that_cannot_work_are_told(arguments: list[str], message: str) 
     done = CliRunner().invoke(app, ["hits", *arguments])
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_an_error_takes_the_ends_of_the_logs_along() -> None:
+    standin = (sys.executable, str(Path(__file__).with_name("standin.py")))
+    with pytest.raises(ReadError) as caught, embedded_ground("unlimited", MIB, program=standin) as ground:
+        assert len(ground.proxies) == 2
+        assert set(ground.cpu_seconds()) == {"scheduler", "seed-1", "peer-1", "peer-2", "origin", "client"}
+        raise ReadError("it broke")
+    notes = "\n".join(caught.value.__notes__)
+    assert "the log of peer-2 ends with:" in notes
+    assert '"pieces": "127.0.0.1:' in notes
 
 
 def test_touching_the_page_cache_leaves_nothing_behind(tmp_path: Path) -> None:
