@@ -212,11 +212,13 @@ def test_settings_that_cannot_work_are_told(arguments: list[str], message: str) 
 
 def test_an_error_takes_the_ends_of_the_logs_along() -> None:
     standin = (sys.executable, str(Path(__file__).with_name("standin.py")))
-    with pytest.raises(ReadError) as caught, embedded_ground("unlimited", MIB, program=standin) as ground:
-        assert len(ground.proxies) == 2
-        assert set(ground.cpu_seconds()) == {"scheduler", "seed-1", "peer-1", "peer-2", "origin", "client"}
-        raise ReadError("it broke")
-    notes = "\n".join(caught.value.__notes__)
+    ground = embedded_ground("unlimited", MIB, program=standin)
+    inside = ground.__enter__()
+    assert len(inside.proxies) == 2
+    assert set(inside.cpu_seconds()) == {"scheduler", "seed-1", "peer-1", "peer-2", "origin", "client"}
+    error = ReadError("it broke")
+    assert not ground.__exit__(ReadError, error, None)
+    notes = "\n".join(error.__notes__)
     assert "the log of peer-2 ends with:" in notes
     assert '"pieces": "127.0.0.1:' in notes
 
