@@ -6,10 +6,12 @@ file is for, and what survives which crash, is written down in docs/store.md.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from p2p.errors import StoreError, StoreFullError
@@ -203,15 +205,25 @@ class DataDirectory:
             raise store_error("create", path, error) from error
         return file
 
-    def sync_data(self, version_id: str) -> None:
-        """Force a version's bytes and the name of its file to the disk; a file that is gone is none. Raises OSError."""
-        path = self.data_path(version_id)
+    def sync_data(self, version_ids: Iterable[str], deadline: float) -> list[str]:
+        """Force data files and their names to the disk until `deadline` (monotonic seconds); returns those done.
+
+        A file that is gone is done. Raises StoreError.
+        """
+        done: list[str] = []
         try:
-            sync_path(path)
-        except FileNotFoundError:
-            return
-        sync_path(path.parent)
-        sync_path(self._data)
+            for version_id in version_ids:
+                if time.monotonic() > deadline:
+                    break
+                with contextlib.suppress(FileNotFoundError):
+                    sync_path(self.data_path(version_id))
+                done.append(version_id)
+            for shard in {self.data_path(version_id).parent for version_id in done}:
+                sync_path(shard)
+            sync_path(self._data)
+        except OSError as error:
+            raise store_error("force to the disk", self._data, error) from error
+        return done
 
     def discard(self, version_id: str, row: int) -> None:
         """Take a version's data file out of the way; `empty_trash` frees its blocks, which takes longer."""

@@ -67,6 +67,16 @@ def create(directory: DataDirectory, task: Task, version: Version, epoch: int, n
     return work
 
 
+def versions_of(task_id: str) -> Work[tuple[str, ...]]:
+    """Read the ids of a task's versions, the oldest first."""
+
+    def work(db: sqlite3.Connection) -> Callable[[], tuple[str, ...]]:
+        found = db.execute("SELECT version_id FROM versions WHERE task_id = ? ORDER BY row", (task_id,)).fetchall()
+        return lambda: tuple(version_id for (version_id,) in found)
+
+    return work
+
+
 def _opened(
     db: sqlite3.Connection, directory: DataDirectory, version_id: str, epoch: int, *, may_create: bool = False
 ) -> Callable[[], Record | None]:
@@ -256,21 +266,22 @@ def holdings(after: int, epoch: int) -> Work[tuple[int, tuple[Holding, ...]] | N
     return work
 
 
-def unsynced() -> Work[tuple[tuple[int, str], ...]]:
-    """Read the row and id of each version whose file may hold bytes that are not on the disk."""
+def unsynced() -> Work[tuple[str, ...]]:
+    """Read the id of each version whose file may hold bytes that are not on the disk."""
 
-    def work(db: sqlite3.Connection) -> Callable[[], tuple[tuple[int, str], ...]]:
-        found = db.execute("SELECT row, version_id FROM versions WHERE unsynced = 1").fetchall()
-        return lambda: tuple(found)
+    def work(db: sqlite3.Connection) -> Callable[[], tuple[str, ...]]:
+        found = db.execute("SELECT version_id FROM versions WHERE unsynced = 1").fetchall()
+        return lambda: tuple(version_id for (version_id,) in found)
 
     return work
 
 
-def mark_synced(rows: Sequence[int]) -> Work[None]:
+def mark_synced(version_ids: Sequence[str]) -> Work[None]:
     """Record that all bytes of these versions are on the disk."""
 
     def work(db: sqlite3.Connection) -> Callable[[], None]:
-        db.executemany("UPDATE versions SET unsynced = 0 WHERE row = ?", [(row,) for row in rows])
+        values = [(version_id,) for version_id in version_ids]
+        db.executemany("UPDATE versions SET unsynced = 0 WHERE version_id = ?", values)
         return _nothing
 
     return work

@@ -130,7 +130,7 @@ class Store:
         self._flush_touches()
         unsynced = await self._index.submit(records.unsynced())
         loop = asyncio.get_running_loop()
-        synced = await loop.run_in_executor(self._executor, _sync_files, self._directory, unsynced, deadline)
+        synced = await loop.run_in_executor(self._executor, self._directory.sync_data, unsynced, deadline)
         await self._index.submit(records.mark_synced(synced))
         return len(synced) == len(unsynced)
 
@@ -138,6 +138,7 @@ class Store:
         try:
             await asyncio.to_thread(self._executor.shutdown)
             await self._index.stop()
+            await asyncio.to_thread(_empty_trash, self._directory)
             if clean:
                 await asyncio.to_thread(self._directory.mark_clean)
         finally:
@@ -150,12 +151,28 @@ class Store:
 
         An entry in memory is returned without a switch to another task or thread. Raises StoreError.
         """
+        entry = await self._present(version_id)
+        return self._referenced(entry) if entry is not None and entry.held else None
+
+    async def entries(self, task_id: str) -> tuple[Entry, ...]:
+        """Return the entries of all versions of a task, each with a reference for the caller. Raises StoreError."""
+        self._check_open()
+        found: list[Entry] = []
+        try:
+            for version_id in await self._index.submit(records.versions_of(task_id)):
+                entry = await self._present(version_id)
+                found += [self._referenced(entry)] if entry is not None else []
+        except BaseException:
+            for entry in found:
+                entry.release()
+            raise
+        return tuple(found)
+
+    async def _present(self, version_id: str) -> Entry | None:
         while (entry := self._live.get(version_id)) is None:
             if not await self._load(version_id, records.load(self._directory, version_id, self._epoch)):
                 return None
-        if not entry.held:
-            return None
-        return self._referenced(entry)
+        return entry
 
     async def entry(self, task: Task, version: Version) -> Entry:
         """Return the entry of a version, made if need be, with a reference for the caller. Raises StoreError."""
@@ -339,9 +356,10 @@ class Store:
             freed += size
             EVICTED.inc(len(removed))
             EVICTED_BYTES.inc(size)
-            for one in removed:
-                _LOG.info("version evicted", version=one.version_id, bytes=one.size)
-                if self._on_dropped is not None:
+            if removed:
+                _LOG.info("versions evicted", versions=len(removed), bytes=size, first=removed[0].version_id)
+            if self._on_dropped is not None:
+                for one in removed:
                     self._on_dropped(one.version_id)
         OPEN_ENTRIES.set(len(self._live))
         return freed
@@ -378,20 +396,6 @@ def _empty_trash(directory: DataDirectory) -> None:
         directory.empty_trash()
     except OSError as error:
         _LOG.warning("removed data still takes up room", path=str(directory.path), errno=error.errno)
-
-
-def _sync_files(directory: DataDirectory, unsynced: Iterable[tuple[int, str]], deadline: float) -> list[int]:
-    synced: list[int] = []
-    for row, version_id in unsynced:
-        if time.monotonic() > deadline:
-            break
-        try:
-            directory.sync_data(version_id)
-        except OSError as error:
-            _LOG.warning("data not forced to the disk", version=version_id, errno=error.errno)
-            continue
-        synced.append(row)
-    return synced
 
 
 def _log_failure(future: asyncio.Future[Any]) -> None:
