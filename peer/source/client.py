@@ -116,7 +116,7 @@ class OriginClient:
             if response.status not in REDIRECTS or location is None:
                 return response, source
             response.release()
-            source = _redirected(source, location)
+            source = redirected(source, location)
         raise OriginError(f"{origin_of(source.url)} redirected more than {MAX_REDIRECTS} times")
 
     async def close(self) -> None:
@@ -138,7 +138,11 @@ def _spelt_alike(fields: Fields) -> Fields:
     return tuple((spellings.setdefault(name.lower(), name), value) for name, value in fields)
 
 
-def _redirected(source: Source, location: str) -> Source:
+def redirected(source: Source, location: str) -> Source:
+    """Return the source that a redirect leads to; nothing that may be a secret follows to another scheme, host or port.
+
+    Raises OriginError for what cannot be followed.
+    """
     try:
         url = redirect_target(source.url, location)
     except BadRequestError as error:

@@ -15,8 +15,8 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """Return the scheme and authority, in the case they came in, and the request target of an absolute URL."""
-    match = _ABSOLUTE.fullmatch(url)
+    """Return the scheme, the authority as it came, and the request target of an absolute URL; no fragment is sent."""
+    match = _ABSOLUTE.fullmatch(url.partition("#")[0])
     if match is None:
         raise BadRequestError("not an absolute http:// or https:// URL")
     scheme, authority, target = match.groups()
