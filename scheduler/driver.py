@@ -96,7 +96,7 @@ class Driver:
         self._clock = clock
         self._inbox: asyncio.Queue[Event] = asyncio.Queue(INBOX_EVENTS)
         self._sessions: dict[str, HostSession] = {}
-        self._left: list[str] = []
+        self._left: dict[str, None] = {}
 
     async def join(self, hello: Hello) -> HostSession:
         """Open a session for a host; one that it still has is replaced."""
@@ -105,7 +105,12 @@ class Driver:
         if old is not None:
             old.end(Ending.REPLACED, "the host opened another session")
         self._sessions[hello.host_id] = session
-        await self._inbox.put(HostJoined(hello))
+        self._left.pop(hello.host_id, None)
+        try:
+            await self._inbox.put(HostJoined(hello))
+        except asyncio.CancelledError:
+            self.leave(session, Ending.CLOSED, "the host was gone before it could be taken in")
+            raise
         return session
 
     async def hear(self, session: HostSession, message: PeerMessage) -> None:
@@ -119,8 +124,8 @@ class Driver:
         host_id = session.hello.host_id
         if self._sessions.get(host_id) is session:
             del self._sessions[host_id]
-            # Past the inbox: a departure must not wait for room in it. What the host said before no longer matters.
-            self._left.append(host_id)
+            # Past the inbox: a departure must not wait for room in it. It counts after all that is in there by then.
+            self._left[host_id] = None
             if not self._inbox.full():
                 self._inbox.put_nowait(Tick())
 
@@ -157,9 +162,9 @@ class Driver:
                 pass
         while not self._inbox.empty():
             events.append(self._inbox.get_nowait())
-        left = [HostLeft(host_id) for host_id in self._left]
+        events += [HostLeft(host_id) for host_id in self._left]
         self._left.clear()
-        return [*left, *events]
+        return events
 
     def _step(self, events: list[Event], scope: TaskScope) -> None:
         for event in events:
