@@ -1,14 +1,17 @@
-"""What Damselfly relies on in an S3 server, held by each of the servers that other tests take for the real thing."""
+"""What Damselfly relies on in an S3 server, held by each that tests take for the real thing; then the whole path."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 import uuid
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.daemons import fetch
+from bench.cluster import LocalCluster
+from tests.support.daemons import curl, exchange, fetch
 from tests.support.servers import S3Server
 
 DATA = random.Random(1).randbytes(9 * 1024 * 1024 + 4321)
@@ -81,3 +84,49 @@ def test_a_tampered_signature_is_refused_by_servers_that_look_at_it(server: S3Se
 
 def test_a_signature_binds_the_method(server: S3Server, url: str) -> None:
     assert fetch(url, method="HEAD").status == (403 if server.checks_signatures else 200)
+
+
+def test_a_presigned_object_takes_the_whole_path(
+    server: S3Server, bucket: str, url: str, etag: str, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    first, second = (cluster[name].addresses["proxy"] for name in ("peer-1", "peer-2"))
+    cold, remote = fetch(url, proxy=first), fetch(url, proxy=second)
+    # Signed anew: another URL, the same object.
+    local = fetch(server.presign(bucket, KEY, seconds=600), proxy=second)
+    for answer in (cold, remote, local):
+        assert (answer.status, answer.headers["etag"]) == (200, etag)
+        assert answer.sha256 == hashlib.sha256(DATA).hexdigest()
+    assert [answer.headers["x-cache"] for answer in (cold, remote, local)] == ["MISS", "HIT-REMOTE", "HIT-LOCAL"]
+    part = fetch(url, proxy=first, headers={"Range": "bytes=5000000-5000009"})
+    assert (part.status, part.body) == (206, DATA[5000000:5000010])
+    file = tmp_path / "model.onnx"
+    assert curl(url, file, proxy=first) == 0
+    assert file.read_bytes() == DATA
+
+
+def test_an_overwritten_object_is_new_through_the_proxy(
+    server: S3Server, bucket: str, url: str, cluster: LocalCluster
+) -> None:
+    proxy = cluster["peer-1"].addresses["proxy"]
+    assert fetch(url, proxy=proxy).body == DATA
+    renewed = server.put(bucket, KEY, DATA[::-1])
+    answer = fetch(url, proxy=proxy)
+    assert (answer.headers["etag"], answer.body) == (renewed, DATA[::-1])
+
+
+def test_a_tampered_signature_opens_nothing_though_every_byte_is_here(
+    radosgw: S3Server, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    bucket = f"bucket-{uuid.uuid4()}"
+    radosgw.put(bucket, KEY, DATA)
+    url = radosgw.presign(bucket, KEY)
+    proxy = cluster["peer-1"].addresses["proxy"]
+    assert fetch(url, proxy=proxy).body == DATA
+    tampered = url[:-1] + ("0" if url[-1] != "0" else "1")
+    refused = fetch(tampered, proxy=proxy)
+    assert (refused.status, b"SignatureDoesNotMatch" in refused.body) == (403, True)
+    assert curl(tampered, tmp_path / "refused", proxy=proxy) == 22
+    # Triton takes any answer for the model, so it gets none.
+    head = f"GET {tampered} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nAccept: */*\r\nProxy-Connection: Keep-Alive"
+    with pytest.raises(ConnectionResetError):
+        exchange(proxy, f"{head}\r\n\r\n".encode())
