@@ -11,12 +11,13 @@ from typing import Annotated, TypeVar
 import typer
 
 from bench.cli import app as bench_app
-from damselfly.get import GetSettings, run_get
 from damselfly.up import up as run_up
 from p2p.config import Address, parse_address, parse_duration, parse_size
 from p2p.errors import ConfigError
-from peer.main import PeerSettings, run as run_peer
-from scheduler.main import SchedulerSettings, run as run_scheduler
+from peer.main import PeerSettings
+from peer.main import run as run_peer
+from scheduler.main import SchedulerSettings
+from scheduler.main import run as run_scheduler
 
 T = TypeVar("T")
 

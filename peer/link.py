@@ -1,8 +1,8 @@
 """The peer's streams to the schedulers: one session per scheduler, kept alive for as long as the daemon lives.
 
 A session starts with who we are (`Hello`) and everything we hold (`Holdings`): what a scheduler knows is soft, and a
-restarted one learns it again from its peers. A version belongs to one of the reachable schedulers by rendezvous hashing,
-so that every peer asks the same one without talking about it.
+restarted one learns it again from its peers. A version belongs to one of the reachable schedulers by rendezvous
+hashing, so that every peer asks the same one without talking about it.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ class Link:
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
 
     async def _session(self) -> None:
-        async with open_channel(self.address, self._secret, self._hello.host_id) as channel:
+        async with open_channel(self.address) as channel:
             call: Session = SchedulerStub(channel).Session(metadata=session_metadata(self._secret, self._hello.host_id))
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await call.write(peer_message_to_proto(self._hello))
-                    first = await call.read()
-                if first is grpc.aio.EOF or first.WhichOneof("body") != "welcome":
+                    first = await self._read(call)
+                if first.WhichOneof("body") != "welcome":
                     raise DamselflyError(f"the scheduler at {self.address} did not welcome this host")
                 heartbeat = first.welcome.heartbeat_milliseconds / 1000
                 self._connected()
@@ -128,11 +128,15 @@ class Link:
     async def _listen(self, call: Session, patience: float) -> None:
         while True:
             async with asyncio.timeout(patience):
-                message = await call.read()
-            if message is grpc.aio.EOF:
-                raise DamselflyError(f"the scheduler at {self.address} ended the session: {await call.details()}")
+                message = await self._read(call)
             if message.WhichOneof("body") == "assignment":
                 self._on_assignment(scheduler_message_from_proto(message))
+
+    async def _read(self, call: Session) -> SchedulerProto:
+        message = await call.read()
+        if not isinstance(message, SchedulerProto):
+            raise DamselflyError(f"the scheduler at {self.address} ended the session: {await call.details()}")
+        return message
 
     def _connected(self) -> None:
         self.connected = True

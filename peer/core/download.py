@@ -115,7 +115,7 @@ class DownloadCore:
             case Disinterest(reader):
                 self._disinterest({reader}, commands)
             case Assigned(assignment):
-                self._assigned(assignment, commands)
+                self._assigned(assignment, now, commands)
             case SchedulerUp():
                 self._scheduler_up(now, commands)
             case SchedulerDown():
@@ -202,8 +202,13 @@ class DownloadCore:
         self._last_landing = now
         self._ask(self.wanted - self._own_initiative(), commands)
 
-    def _assigned(self, assignment: Assignment, commands: list[Command]) -> None:
-        self.alone = not self._scheduler
+    def _assigned(self, assignment: Assignment, now: float, commands: list[Command]) -> None:
+        if self.alone and self._scheduler:
+            # It plans again: what this host meant to take on its own initiative, and has not begun, is its business.
+            self.alone, self._last_landing = False, now
+            initiative = self._due - self._assigned_due
+            self._due -= initiative
+            self._ask(initiative & self.wanted, commands)
         if assignment.source is not None:
             self._useless.discard(assignment.source)
             if assignment.source not in self._lent_sources:

@@ -174,7 +174,8 @@ class Download:
         match command:
             case StartTransfer():
                 name = f"transfer {command.transfer} of {self.entry.version.id}"
-                self._tasks[command.transfer] = self._scope.spawn(self._transfer(command), name=name)
+                task = self._tasks[command.transfer] = self._scope.spawn(self._transfer(command), name=name)
+                task.add_done_callback(lambda _: self._over(command, None))
             case AbortTransfer(transfer):
                 if transfer in self._tasks:
                     self._tasks[transfer].cancel()
@@ -208,8 +209,7 @@ class Download:
         finally:
             # Also when aborted: pieces that are already on disk are recorded before anybody else writes here.
             outcomes = await asyncio.gather(*landings, return_exceptions=True)
-            self._tasks.pop(command.transfer)
-            self._ended(command, next((bad for bad in outcomes if isinstance(bad, DamselflyError)), error))
+            self._over(command, next((bad for bad in outcomes if isinstance(bad, DamselflyError)), error))
 
     async def _fetch(self, command: StartTransfer, on_piece: Callable[[int, bytes], None]) -> None:
         if command.source is not None:
@@ -241,7 +241,10 @@ class Download:
         self.dispatch(PieceLanded(command.transfer, index, digest))
         return None
 
-    def _ended(self, command: StartTransfer, error: DamselflyError | None) -> None:
+    def _over(self, command: StartTransfer, error: DamselflyError | None) -> None:
+        """Tell the core that a transfer is over; once, also when it was aborted before it ever ran."""
+        if self._tasks.pop(command.transfer, None) is None:
+            return
         reason = None if error is None else failure_reason(error)
         if error is not None and reason is not None:
             self._errors[command.transfer] = error

@@ -1,0 +1,275 @@
+"""The task manager and its downloads over a real store; only the network is played."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from p2p.control import ORIGIN, Assignment, Dropped, Part, PeerMessage, Progress, Source, Unwant, Want
+from p2p.digests import piece_digest
+from p2p.errors import (
+    DamselflyError,
+    OriginRefusedError,
+    ParentUnreachableError,
+    StoppingError,
+    StoreError,
+)
+from p2p.identity import Task, identify
+from p2p.pieces import MIB, PieceLayout, Span
+from p2p.ranges import ByteRange
+from p2p.tasks import TaskScope
+from p2p.versions import ValidatorKind, Version
+from peer.store import Entry, Store
+from peer.tasks import TaskManager
+
+CONTENT = b"".join(bytes([index + 1]) * (4 * MIB) for index in range(4)) + b"end"
+TASK: Task = identify("http://origin/model.bin")
+VERSION = Version(TASK.id, len(CONTENT), ValidatorKind.ETAG, '"a"')
+LAYOUT = PieceLayout.of(VERSION.length)
+SOURCE = Source("http://origin/model.bin")
+DIGESTS = tuple(piece_digest(CONTENT[LAYOUT.offset(i) : LAYOUT.offset(i) + LAYOUT.size(i)]) for i in range(LAYOUT.count))
+
+
+class Network:
+    """Gives the bytes of CONTENT, or what `failures` says; holds transfers back while `gate` is closed."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failures: list[DamselflyError] = []
+        self.origin: list[Span] = []
+        self.parents: list[tuple[str, Span]] = []
+        self.sources: list[Source] = []
+
+    async def from_origin(
+        self, entry: Entry, span: Span, *, source: Source, on_piece: Callable[[int, bytes], None]
+    ) -> None:
+        self.origin.append(span)
+        self.sources.append(source)
+        await self._bring(entry, span, on_piece)
+
+    async def from_parent(
+        self,
+        entry: Entry,
+        span: Span,
+        *,
+        address: str,
+        token: str | None,
+        digests: Sequence[bytes],
+        on_piece: Callable[[int, bytes], None],
+    ) -> None:
+        self.parents.append((address, span))
+        assert tuple(digests) == DIGESTS[span.start : span.stop]
+        await self._bring(entry, span, on_piece)
+
+    async def _bring(self, entry: Entry, span: Span, on_piece: Callable[[int, bytes], None]) -> None:
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        for index in span:
+            start = LAYOUT.offset(index)
+            entry.write(start, memoryview(CONTENT)[start : start + LAYOUT.size(index)])
+            on_piece(index, DIGESTS[index])
+
+
+class Schedulers:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.address: str | None = None
+        self.told: list[PeerMessage] = []
+        self.heard = asyncio.Event()
+
+    def of(self, version_id: str) -> str | None:
+        return self.address
+
+    def send(self, version_id: str, message: PeerMessage) -> None:
+        assert self.address is not None
+        self.told.append(message)
+        self.heard.set()
+
+    def last(self, kind: type[PeerMessage]) -> PeerMessage | None:
+        return next((message for message in reversed(self.told) if isinstance(message, kind)), None)
+
+
+class Peer:
+    def __init__(self, store: Store, tasks: TaskManager, network: Network, schedulers: Schedulers) -> None:
+        self.store = store
+        self.tasks = tasks
+        self.network = network
+        self.schedulers = schedulers
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, *, scheduler: bool = False, seed: bool = False) -> AsyncIterator[Peer]:
+    store = await Store.open(directory)
+    network, schedulers = Network(), Schedulers()
+    schedulers.address = "127.0.0.1:8002" if scheduler else None
+    async with TaskScope() as scope:
+        tasks = TaskManager(store, network, schedulers, scope, secret=None, seed=seed)
+        scope.spawn(tasks.run(), name="duties")
+        yield Peer(store, tasks, network, schedulers)
+        schedulers.address = None
+        tasks.scheduler_changed()
+        await tasks.stop()
+    await store.close()
+
+
+async def whole(peer: Peer, wanted: ByteRange | None = None, source: Source = SOURCE) -> tuple[bytes, str]:
+    async with await peer.tasks.open(TASK, VERSION, source, wanted) as reader:
+        offset, data = reader.wanted.start, b""
+        while offset < reader.wanted.stop:
+            end = await reader.ready(offset)
+            data += await asyncio.to_thread(_pread, reader.entry.fd, end - offset, offset)
+            offset = end
+        return data, reader.origin_of_bytes
+
+
+def _pread(fd: int, count: int, offset: int) -> bytes:
+    import os
+
+    return os.pread(fd, count, offset)
+
+
+async def test_alone_the_origin_gives_everything_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as peer:
+        assert await whole(peer) == (CONTENT, "origin")
+        assert await whole(peer) == (CONTENT, "local")
+        assert sorted(index for span in peer.network.origin for index in span) == list(range(LAYOUT.count))
+        (status,) = await peer.tasks.status(TASK.id)
+        assert (status.bytes_from_origin, status.pieces_held, status.downloading) == (len(CONTENT), 5, False)
+
+
+async def test_a_range_fetches_only_the_pieces_that_cover_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as peer:
+        wanted = ByteRange(5 * MIB, 6 * MIB)
+        assert await whole(peer, wanted) == (CONTENT[5 * MIB : 6 * MIB], "origin")
+        assert peer.network.origin == [Span(1, 2)]
+
+
+async def test_many_readers_share_one_download(tmp_path: Path) -> None:
+    async with running(tmp_path) as peer:
+        peer.network.gate.clear()
+        readers = [asyncio.ensure_future(whole(peer)) for _ in range(10)]
+        await asyncio.sleep(0)
+        peer.network.gate.set()
+        assert all(data == CONTENT for data, _ in await asyncio.gather(*readers))
+        assert sorted(index for span in peer.network.origin for index in span) == list(range(LAYOUT.count))
+
+
+async def test_a_scheduler_is_asked_and_its_parents_are_used(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        reading = asyncio.ensure_future(whole(peer))
+        await peer.schedulers.heard.wait()
+        assert peer.schedulers.told == [Want(VERSION, (Span(0, 5),), SOURCE)]
+        part = Part(Span(0, 5), "peer-2", "127.0.0.1:1", DIGESTS)
+        peer.tasks.assigned(Assignment(VERSION, (part,)))
+        assert await reading == (CONTENT, "remote")
+        assert peer.network.origin == []
+    landed = [landed for message in peer.schedulers.told if isinstance(message, Progress) for landed in message.landed]
+    assert sorted(index for one in landed for index in one.span) == list(range(5))
+    assert not any(one.digests for one in landed), "a child vouches for nothing"
+
+
+async def test_a_seed_brings_what_it_was_assigned_though_nobody_reads_here(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True, seed=True) as peer:
+        peer.tasks.assigned(Assignment(VERSION, (Part(Span(0, 5), ORIGIN),), SOURCE))
+        while sum(len(one.span) for m in peer.schedulers.told if isinstance(m, Progress) for one in m.landed) < 5:
+            peer.schedulers.heard.clear()
+            await peer.schedulers.heard.wait()
+        digests = {
+            one.span.start + at: digest
+            for message in peer.schedulers.told
+            if isinstance(message, Progress)
+            for one in message.landed
+            for at, digest in enumerate(one.digests)
+        }
+        assert digests == dict(enumerate(DIGESTS))
+        assert set(peer.network.sources) == {SOURCE}
+
+
+async def test_a_parents_failure_is_reported_and_costs_the_reader_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        peer.network.failures.append(ParentUnreachableError("gone"))
+        reading = asyncio.ensure_future(whole(peer))
+        await peer.schedulers.heard.wait()
+        peer.tasks.assigned(Assignment(VERSION, (Part(Span(0, 5), "p1", "127.0.0.1:1", DIGESTS),)))
+        while not (isinstance(last := peer.schedulers.last(Progress), Progress) and last.failed):
+            peer.schedulers.heard.clear()
+            await peer.schedulers.heard.wait()
+        assert last.failed[0].parent_id == "p1"
+        peer.tasks.assigned(Assignment(VERSION, (Part(Span(0, 5), "p2", "127.0.0.1:2", DIGESTS),)))
+        assert (await reading)[0] == CONTENT
+
+
+async def test_the_scheduler_goes_away_and_the_origin_serves(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        reading = asyncio.ensure_future(whole(peer))
+        await peer.schedulers.heard.wait()
+        peer.schedulers.address = None
+        peer.tasks.scheduler_changed()
+        assert await reading == (CONTENT, "origin")
+
+
+async def test_a_refused_reader_fails_and_another_with_a_sound_source_does_not(tmp_path: Path) -> None:
+    async with running(tmp_path) as peer:
+        peer.network.gate.clear()
+        refused = asyncio.ensure_future(whole(peer, source=Source("http://origin/model.bin?expired")))
+        sound = asyncio.ensure_future(whole(peer))
+        await asyncio.sleep(0)
+        peer.network.failures.extend(OriginRefusedError(403, "expired") for _ in range(2))
+        peer.network.gate.set()
+        assert (await sound)[0] == CONTENT
+        # The bytes came through the other's source; both had proved at the origin that they may read them.
+        assert (await refused)[0] == CONTENT
+
+
+async def test_nobody_is_left_waiting_when_the_only_source_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as peer:
+        peer.network.failures.extend(OriginRefusedError(403, "expired") for _ in range(9))
+        with pytest.raises(OriginRefusedError):
+            await whole(peer)
+        peer.network.failures.clear()
+        assert (await whole(peer))[0] == CONTENT
+
+
+async def test_stopping_fails_readers_and_refuses_new_ones(tmp_path: Path) -> None:
+    async with running(tmp_path) as peer:
+        peer.network.gate.clear()
+        reading = asyncio.ensure_future(whole(peer))
+        await asyncio.sleep(0)
+        while not peer.network.origin:
+            await asyncio.sleep(0)
+        await peer.tasks.stop()
+        with pytest.raises(StoppingError):
+            await reading
+        with pytest.raises(StoppingError):
+            await whole(peer)
+
+
+async def test_removal_tells_the_scheduler_and_ends_running_reads(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        reading = asyncio.ensure_future(whole(peer))
+        await peer.schedulers.heard.wait()
+        peer.tasks.assigned(Assignment(VERSION, (Part(Span(0, 1), "p1", "127.0.0.1:1", DIGESTS[:1]),)))
+        while peer.schedulers.last(Progress) is None:
+            peer.schedulers.heard.clear()
+            await peer.schedulers.heard.wait()
+        assert await peer.tasks.remove(TASK.id) == (VERSION.id,)
+        with pytest.raises(StoreError):
+            await reading
+        assert peer.schedulers.last(Dropped) == Dropped(VERSION.id)
+
+
+async def test_the_last_reader_to_leave_ends_the_download(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        reading = asyncio.ensure_future(whole(peer))
+        await peer.schedulers.heard.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert peer.schedulers.last(Unwant) == Unwant(VERSION.id)
