@@ -53,7 +53,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """The pieces a host holds of one version; `digests` are those of the pieces in `bitmap`, ascending, 16 bytes each."""
+    """The pieces a host holds of one version; `digests` are those of the pieces in `bitmap`, ascending, 16 bytes."""
 
     version: Version
     bitmap: Bitmap

@@ -1,8 +1,8 @@
 """The only place that spawns asyncio tasks.
 
-A `TaskScope` owns every task it starts: leaving it cancels and awaits them all, so none outlives its owner. A task that
-fails is a defect of the service, not of one download (those handle their own errors): the scope cancels its siblings and
-raises, and the process ends with the story instead of limping on.
+A `TaskScope` owns every task it starts: leaving it cancels and awaits them all, so none outlives its owner. A task
+that fails is a defect of the service, not of one download (those handle their own errors): the scope cancels its
+siblings and raises, and the process ends with the story instead of limping on.
 """
 
 from __future__ import annotations

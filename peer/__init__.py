@@ -1,0 +1,1 @@
+"""The peer: one node's HTTP proxy, piece cache and piece server."""
