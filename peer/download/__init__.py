@@ -1,0 +1,1 @@
+"""Downloads: what to fetch from where, and the transfers that fetch it."""

@@ -1,0 +1,1 @@
+"""The piece server: what other hosts read from this one."""

@@ -1,0 +1,142 @@
+"""Asking an origin for a range of one version: the request, and what the answer means. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from p2p.control import Source
+from p2p.errors import BadRequestError, OriginError, OriginRefusedError, VersionChangedError
+from p2p.fields import http_date, single
+from p2p.identity import redact
+from p2p.ranges import ByteRange, format_range, parse_content_range
+from p2p.versions import Version, conditional_headers, matches
+from peer.download.connection import Endpoint
+from peer.source.client import REDIRECTS
+from peer.source.fields import Fields, across_hosts, for_pieces
+from peer.source.urls import exact_url, origin_of, redirect_target
+
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_TRANSIENT = frozenset({408, 425, 429})
+_LINE_BREAK = re.compile(r"[\r\n\0]")
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The bytes are elsewhere."""
+
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The origin cannot answer now; `seconds` is for how long it wants to be left alone, 0 if it does not say."""
+
+    status: int
+    seconds: float
+
+
+def endpoint_of(url: str) -> Endpoint:
+    """Return where to connect for `url`. Raises BadRequestError for a URL that cannot be sent."""
+    parsed = exact_url(url)
+    return Endpoint(parsed.raw_host or "", parsed.port or 0, tls=parsed.scheme == "https")
+
+
+def request_head(url: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Return the octets of a GET for `url`: its target byte for byte, `Host` without the default port, then `fields`.
+
+    Surrogates in fields stand for octets that are not UTF-8. Raises BadRequestError for what cannot be sent.
+    """
+    scheme = exact_url(url).scheme
+    rest = url.partition("#")[0].partition("://")[2]
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    target = rest.removeprefix(authority)
+    if not target.startswith("/"):
+        target = "/" + target
+    lines = [f"GET {target} HTTP/1.1", f"Host: {authority.removesuffix(_DEFAULT_PORTS[scheme])}"]
+    for name, value in fields:
+        if _LINE_BREAK.search(name + value):
+            raise BadRequestError(f"the header field {name[:64]!r} holds a line break or a NUL")
+        lines.append(f"{name}: {value}")
+    return "\r\n".join((*lines, "", "")).encode("utf-8", "surrogateescape")
+
+
+def range_request(source: Source, version: Version, wanted: ByteRange) -> bytes:
+    """Return the request for the bytes `wanted` of `version`, which the origin is to refuse if it has another."""
+    # A validator is kept one character an octet; its octets go back as they came.
+    conditions = tuple(
+        (name, value.encode("latin-1", "replace").decode("utf-8", "surrogateescape"))
+        for name, value in conditional_headers(version)
+    )
+    own = (("Range", format_range(wanted)), *conditions, ("Accept-Encoding", "identity"))
+    return request_head(source.url, (*for_pieces(source.headers), *own))
+
+
+def judge_origin(
+    url: str, version: Version, wanted: ByteRange, status: int, headers: Fields
+) -> Redirect | Later | None:
+    """Return None if the body of an answer is exactly the bytes `wanted` of `version`, and what to do instead if not.
+
+    Raises VersionChangedError, OriginRefusedError, and OriginError for an answer that makes no sense.
+    """
+    if status in (200, 206):
+        _require_bytes(url, version, wanted, status, headers)
+        return None
+    if status in REDIRECTS and (location := single(headers, "location")):
+        return Redirect(location)
+    if status in _TRANSIENT or status >= 500:
+        return Later(status, _retry_after(headers))
+    if status in (412, 416):
+        raise VersionChangedError(f"the origin no longer has version {version.id} ({status}) of {redact(url)}")
+    raise OriginRefusedError(status, f"{_phrase(status)} ({redact(url)})")
+
+
+def redirected(source: Source, location: str) -> Source:
+    """Return the source that a redirect leads to; nothing that may be a secret follows to another host.
+
+    Raises OriginError for what cannot be followed.
+    """
+    try:
+        url = redirect_target(source.url, location)
+    except BadRequestError as error:
+        raise OriginError(f"{redact(source.url)} redirects to what is not a usable URL: {error}") from None
+    same_host = origin_of(url) == origin_of(source.url)
+    return Source(url, source.headers if same_host else across_hosts(source.headers))
+
+
+def _require_bytes(url: str, version: Version, wanted: ByteRange, status: int, headers: Fields) -> None:
+    sent_length = single(headers, "content-length")
+    body = int(sent_length) if sent_length and re.fullmatch(r"[0-9]{1,19}", sent_length) else None
+    if status == 206:
+        content_range = parse_content_range(single(headers, "content-range") or "")
+        sent, whole = content_range.range, content_range.length
+    else:
+        sent, whole = (ByteRange(0, body), body) if body is not None else (None, None)
+    if sent is None or whole is None:
+        raise OriginError(f"the origin's {status} does not say which bytes of how many it holds ({redact(url)})")
+    if not matches(version, headers, whole):
+        raise VersionChangedError(f"the origin no longer has version {version.id} of {redact(url)}")
+    if sent != wanted or body not in (None, len(wanted)):
+        raise OriginError(
+            f"the origin answered {status} with bytes {sent.start}-{sent.stop - 1} instead of "
+            f"{wanted.start}-{wanted.stop - 1}: it does not serve ranges ({redact(url)})"
+        )
+
+
+def _retry_after(headers: Fields) -> float:
+    """Return the seconds of a `Retry-After`; a date counts from the answer's own `Date` (RFC 9110 §10.2.3)."""
+    field = single(headers, "retry-after") or ""
+    if re.fullmatch(r"[0-9]{1,9}", field):
+        return float(field)
+    until, now = http_date(field), http_date(single(headers, "date") or "")
+    return float(max(0, until - now)) if until is not None and now is not None else 0.0
+
+
+def _phrase(status: int) -> str:
+    # Not the origin's own words: error pages and phrases of stores quote what was signed.
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "unknown status"

@@ -1,0 +1,235 @@
+"""The piece server: what this host holds of a version, to other hosts, by true sendfile.
+
+`GET /v1/pieces/{version_id}` with `Range: bytes=a-b` and `Authorization: Damselfly <token>`. It never waits for a piece
+and never vouches for its own bytes: a child knows their digests from the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from aiohttp import web
+from prometheus_client import Counter, Gauge
+
+from p2p.auth import ClusterSecret, bearer_token
+from p2p.errors import RangeNotSatisfiableError, StoreError, UnauthorizedError
+from p2p.pieces import Bitmap, PieceLayout, Span
+from p2p.ranges import ByteRange, format_content_range, parse_range
+from p2p.sendfile import SendMethod, send_file
+from p2p.telemetry import REGISTRY, logger
+
+log = logger(__name__)
+
+RETRY_AFTER_SECONDS = 1
+"""What a child is told when every slot is taken; the scheduler will have found it another parent by then."""
+
+STALL_SECONDS = 10.0
+"""A child that takes nothing for this long loses its connection: it holds a slot that others wait for."""
+
+KEEP_ALIVE_SECONDS = 75.0
+"""How long an idle connection of a child is kept: longer than the child keeps it, so that the child ends it."""
+
+_LAST_WORDS_SECONDS = 0.1
+"""How long a connection may take to end once its responses are over or cut off."""
+
+_PATH = re.compile(r"/v1/pieces/([0-9a-f]{32})")
+
+_RESPONSES = Counter(
+    "damselfly_piece_responses", "Answers to other hosts' piece requests.", ["status"], registry=REGISTRY
+)
+_BYTES = Counter("damselfly_uploaded_bytes", "Piece bytes sent to other hosts.", registry=REGISTRY)
+_CUT_OFF = Counter(
+    "damselfly_piece_responses_cut_off", "Piece responses that ended early.", ["reason"], registry=REGISTRY
+)
+_SLOTS_USED = Gauge("damselfly_upload_slots_used", "Piece responses under way.", registry=REGISTRY)
+
+
+class Held(Protocol):
+    """What the piece server needs of a store's entry: a reference that it releases."""
+
+    @property
+    def layout(self) -> PieceLayout:
+        """How the version is cut."""
+
+    @property
+    def landed(self) -> Bitmap:
+        """The verified pieces."""
+
+    @property
+    def fd(self) -> int:
+        """The data file."""
+
+    async def ensure_verified(self, span: Span) -> None:
+        """Verify what was recorded before a crash of the operating system."""
+
+    def release(self) -> None:
+        """End the reference."""
+
+
+class Holder(Protocol):
+    """What the piece server needs of the store."""
+
+    async def find(self, version_id: str) -> Held | None:
+        """Return a reference to what is held of a version."""
+
+
+class PieceServer:
+    """Serves pieces, to at most `slots` children at once; `clock` gives Unix seconds, for the tokens' expiry."""
+
+    def __init__(
+        self,
+        store: Holder,
+        *,
+        secret: ClusterSecret | None,
+        slots: int,
+        stall_seconds: float = STALL_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._secret = secret
+        self._slots = slots
+        self._stall_seconds = stall_seconds
+        self._clock = clock
+        self._used = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._http = web.Server(self._handle, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        """Accept connections on a bound, listening socket, which belongs to the server from now on."""
+        self._listener = await asyncio.get_running_loop().create_server(self._http, sock=sock)
+
+    async def shutdown(self, grace_seconds: float) -> None:
+        """Accept nothing more, let responses under way finish for `grace_seconds`, and then cut them off."""
+        if self._listener is not None:
+            self._listener.close()
+        self._http.pre_shutdown()
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("piece responses cut off by shutdown", responses=self._used, grace_seconds=grace_seconds)
+        await self._http.shutdown(_LAST_WORDS_SECONDS)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            response = await self._answer(request)
+        except _RefusalError as refusal:
+            response = web.Response(status=refusal.status, text=f"{refusal}\n", headers=refusal.headers)
+        _RESPONSES.labels(str(response.status)).inc()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = _PATH.fullmatch(request.path)
+        if path is None:
+            raise _RefusalError(404, "there is nothing here but /v1/pieces/{version_id}")
+        if request.method != "GET":
+            raise _RefusalError(405, "pieces are read with GET", Allow="GET")
+        version_id = path.group(1)
+        self._authorize(request, version_id)
+        try:
+            entry = await self._store.find(version_id)
+            if entry is None:
+                raise _RefusalError(404, "nothing of this version is held here")
+            try:
+                return await self._send(request, version_id, entry)
+            finally:
+                entry.release()
+        except StoreError as error:
+            log.warning("pieces could not be served", version=version_id, error=str(error))
+            raise _busy("the store cannot give it now") from error
+
+    def _authorize(self, request: web.BaseRequest, version_id: str) -> None:
+        if self._secret is None:
+            return
+        try:
+            token = bearer_token(request.headers.get("Authorization", ""))
+            self._secret.verify(token, "piece", now=self._clock(), subject=version_id)
+        except UnauthorizedError as error:
+            raise _RefusalError(401, str(error), **{"WWW-Authenticate": "Damselfly"}) from None
+
+    async def _send(self, request: web.BaseRequest, version_id: str, entry: Held) -> web.StreamResponse:
+        wanted = _wanted(request, entry.layout.length)
+        if self._used >= self._slots:
+            raise _busy(f"all {self._slots} upload slots are taken")
+        self._used += 1
+        self._idle.clear()
+        try:
+            with _SLOTS_USED.track_inprogress():
+                span = entry.layout.covering(wanted)
+                await entry.ensure_verified(span)
+                if not entry.landed.covers(span):
+                    raise _RefusalError(404, "not all of the range is held here")
+                return await self._send_range(request, version_id, entry, wanted)
+        finally:
+            self._used -= 1
+            if self._used == 0:
+                self._idle.set()
+
+    async def _send_range(
+        self, request: web.BaseRequest, version_id: str, entry: Held, wanted: ByteRange
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(
+            status=206,
+            headers={
+                "Content-Range": format_content_range(wanted, entry.layout.length),
+                "Content-Type": "application/octet-stream",
+            },
+        )
+        response.content_length = len(wanted)
+        writer = await response.prepare(request)
+        transport = request.transport
+        if writer is None or transport is None:
+            return response
+        try:
+            writer.send_headers()
+            await send_file(
+                transport,
+                entry.fd,
+                wanted.start,
+                len(wanted),
+                method=SendMethod.SENDFILE,
+                stall_seconds=self._stall_seconds,
+            )
+        except (ConnectionError, StoreError) as error:
+            # The head is out: only a broken connection can still say that the bytes did not follow.
+            transport.abort()
+            _CUT_OFF.labels(type(error).__name__).inc()
+            log.info("piece response cut off", version=version_id, range=str(wanted), error=str(error))
+        else:
+            _BYTES.inc(len(wanted))
+        return response
+
+
+class _RefusalError(Exception):
+    """The request is answered with a status other than 206, the text and these header fields."""
+
+    def __init__(self, status: int, text: str, **headers: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = headers
+
+
+def _busy(text: str) -> _RefusalError:
+    return _RefusalError(503, text, **{"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def _wanted(request: web.BaseRequest, length: int) -> ByteRange:
+    """Return the one range that a request names. Raises a 416 for any other number of them."""
+    try:
+        ranges = parse_range(request.headers.get("Range", ""), length)
+    except RangeNotSatisfiableError:
+        ranges = None
+    if ranges is None or len(ranges) != 1:
+        raise _RefusalError(
+            416,
+            "exactly one satisfiable range is needed: Range: bytes=first-last",
+            **{"Content-Range": format_content_range(None, length)},
+        )
+    return ranges[0]
