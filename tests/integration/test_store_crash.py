@@ -1,7 +1,8 @@
 """Real processes on real data directories: kill -9 at any moment, a lost page cache, two daemons at once.
 
-Run as a program this file is the process that gets killed: `test_store_crash.py DIRECTORY SEED` writes, commits and
-removes until then, and says on its standard output what it has committed. Without a seed it fills the store and waits.
+Run as a program this file is the process that gets killed: `test_store_crash.py DIRECTORY SEED LINES` writes, commits
+and removes, says on its standard output what it has committed, and kills itself with line LINES, so that nothing that
+should have happened before it can happen after it; 0 is never. Without a seed it fills the store and waits.
 """
 
 from __future__ import annotations
@@ -31,8 +32,17 @@ VERSIONS = [a_version(TASKS[0], 1000), a_version(TASKS[0], 5 * PIECE + 1, "2"), 
 ROUNDS = 20
 
 
-def say(*words: object) -> None:
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+class Report:
+    """What the child says; its last line is its death."""
+
+    def __init__(self, lines: int) -> None:
+        self.left = lines
+
+    def say(self, *words: object) -> None:
+        os.write(1, (" ".join(map(str, words)) + "\n").encode())
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def task_of(version: Version) -> Task:
@@ -46,38 +56,38 @@ async def fill(directory: Path) -> None:
     for version in VERSIONS:
         with await store.entry(task_of(version), version) as entry:
             await put(entry, range(entry.layout.count))
-    say("filled")
+    Report(0).say("filled")
     await asyncio.Event().wait()
 
 
-async def land(entry: Entry, number: int, index: int) -> None:
+async def land(entry: Entry, number: int, index: int, report: Report) -> None:
     await put(entry, [index])
-    say("committed", number, index)
+    report.say("committed", number, index)
 
 
-async def live(directory: Path, seed: int) -> None:
+async def live(directory: Path, seed: int, report: Report) -> None:
     """Use a store until killed: `began` and `removed` enclose a removal, `committed` follows a commit."""
     chance = random.Random(seed)
-    say("opening")
+    report.say("opening")
     store = await Store.open(directory)
     while True:
         if chance.random() < 0.1:
             number = chance.randrange(len(TASKS))
-            say("began", number)
+            report.say("began", number)
             await store.remove(TASKS[number].id)
-            say("removed", number)
+            report.say("removed", number)
             continue
         number = chance.randrange(len(VERSIONS))
         version = VERSIONS[number]
         with await store.entry(task_of(version), version) as entry:
             indices = range(entry.layout.count)
             some = chance.sample(indices, chance.randint(1, len(indices)))
-            await asyncio.gather(*(land(entry, number, index) for index in some))
+            await asyncio.gather(*(land(entry, number, index, report) for index in some))
 
 
 @contextmanager
-def child(directory: Path, *seed: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, __file__, str(directory), *map(str, seed)]
+def child(directory: Path, *seed_and_lines: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, __file__, str(directory), *map(str, seed_and_lines)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
     ) as process:
@@ -104,11 +114,13 @@ async def test_kill_loses_no_committed_piece_and_serves_no_other(tmp_path: Path)
     reported = 0
     for number in range(ROUNDS):
         lines = chance.choice([1, 2, 3, chance.randint(4, 30), chance.randint(30, 120)])
-        with child(tmp_path, number) as process:
+        from_inside = number % 2 == 0
+        with child(tmp_path, number, lines if from_inside else 0) as process:
             assert process.stdout is not None
             for _ in range(lines):
                 follow(held, process.stdout.readline().decode().split())
-            process.kill()
+            if not from_inside:
+                process.kill()
             for line in process.stdout:
                 follow(held, line.decode().split())
             assert process.wait() == -signal.SIGKILL
@@ -126,7 +138,7 @@ async def test_kill_loses_no_committed_piece_and_serves_no_other(tmp_path: Path)
         assert landed >= held, f"lost in round {number}: {sorted(held - landed)}"
         sizes = [PieceLayout.of(VERSIONS[position].length).size(index) for position, index in landed]
         assert (store.stats().pieces, store.stats().bytes) == (len(sizes), sum(sizes))
-        await store.close()
+        await store.close(sync_seconds=-1)  # forces nothing to the disk: the next child finds an unclean directory
         held = landed
     assert reported > 10 * ROUNDS
 
@@ -171,4 +183,4 @@ async def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Pat
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    asyncio.run(live(where, int(sys.argv[2])) if len(sys.argv) > 2 else fill(where))
+    asyncio.run(live(where, int(sys.argv[2]), Report(int(sys.argv[3]))) if len(sys.argv) > 2 else fill(where))
