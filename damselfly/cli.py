@@ -6,14 +6,17 @@ import os
 from collections.abc import Callable
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import typer
 
 from bench.cli import app as bench_app
+from damselfly.get import GetSettings, parse_header, parse_proxy, run_get
 from damselfly.up import up as run_up
 from p2p.config import Address, parse_address, parse_duration, parse_size
+from p2p.digests import ExpectedDigest
 from p2p.errors import ConfigError
+from p2p.identity import parse_filters
 from peer.main import PeerSettings
 from peer.main import run as run_peer
 from scheduler.main import SchedulerSettings
@@ -52,11 +55,29 @@ def _parsed(parse: Callable[[str], T]) -> Callable[[str | T], T]:
     return parser
 
 
-def _label(text: str) -> tuple[str, str]:
+class Label(NamedTuple):
+    """One `name=value`."""
+
+    name: str
+    value: str
+
+
+def _label(text: str) -> Label:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise ConfigError(f"label {text!r} is not name=value; write for example zone=eu-1a")
-    return name, value
+    return Label(name, value)
+
+
+class Header(NamedTuple):
+    """One header field."""
+
+    name: str
+    value: str
+
+
+def _header(text: str) -> Header:
+    return Header(*parse_header(text))
 
 
 _address = _parsed(parse_address)
@@ -126,14 +147,14 @@ def peer(
         typer.Option(
             parser=_parsed(parse_size),
             metavar="SIZE",
-            help="Most bytes to keep, for example 500GiB; the least recently used versions go first. Default: no bound.",
+            help="Most bytes to keep, for example 500GiB; the least recently used go first. Default: no bound.",
         ),
     ] = None,
     host_id: Annotated[
         str | None, typer.Option(help="This host's name in the cluster; default: made once and kept in --data-dir.")
     ] = None,
     label: Annotated[
-        list[tuple[str, str]] | None,
+        list[Label] | None,
         typer.Option(
             parser=_parsed(_label), metavar="NAME=VALUE", help="Where this host is (zone, rack …); repeatable."
         ),
@@ -166,6 +187,59 @@ def peer(
         labels=dict(label or []),
     )
     raise typer.Exit(run_peer(settings))
+
+
+@app.command()
+def get(
+    url: Annotated[str, typer.Argument(help="What to fetch; a presigned URL is fine (http or https).", metavar="URL")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where it goes; appears when whole.")],
+    digest: Annotated[
+        ExpectedDigest | None,
+        typer.Option(
+            parser=_parsed(ExpectedDigest.parse),
+            metavar="sha256:HEX",
+            help="Fail, and leave no FILE, unless the whole object has this digest.",
+        ),
+    ] = None,
+    header: Annotated[
+        list[Header] | None,
+        typer.Option(
+            "-H", "--header", parser=_parsed(_header), metavar="'NAME: VALUE'", help="For the origin; repeatable."
+        ),
+    ] = None,
+    filter: Annotated[  # noqa: A002  # the flag's name
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="Query parameters that do not identify the object; joined with & or ,"),
+    ] = None,
+    tag: Annotated[str, typer.Option(help="Keeps equal URLs with different tags apart.")] = "",
+    application: Annotated[str, typer.Option(help="Keeps equal URLs of different applications apart.")] = "",
+    proxy: Annotated[
+        Address, typer.Option(parser=_parsed(parse_proxy), metavar="HOST:PORT", help="The local peer's proxy.")
+    ] = Address("127.0.0.1", 65001),
+    peer_http: Annotated[
+        Address, typer.Option(parser=_address, metavar="HOST:PORT", help="The same peer's HTTP port, for the sources.")
+    ] = Address("127.0.0.1", 65003),
+    stall: Annotated[
+        float,
+        typer.Option(
+            parser=_parsed(parse_duration), metavar="DURATION", help="Give up when nothing arrives for so long."
+        ),
+    ] = 120.0,
+) -> None:
+    """Fetch one object through the local peer into FILE; resumes, verifies, and never leaves a partial FILE."""
+    settings = GetSettings(
+        url=url,
+        output=output,
+        proxy=proxy,
+        api=peer_http,
+        digest=digest,
+        headers=tuple(header or ()),
+        filters=parse_filters(filter or ()),
+        tag=tag,
+        application=application,
+        stall_seconds=stall,
+    )
+    raise typer.Exit(run_get(settings))
 
 
 @app.command()

@@ -47,10 +47,11 @@ def up(directory: Path, *, log_level: str, say: Callable[[str], None]) -> int:
                 say(f"{ended[0]} ended on its own; its log is {cluster[ended[0]].log}")
                 return EXIT_FAILED
             say("stopping")
-        return 0
     except DamselflyError as error:
         print(f"damselfly up: {error}", file=sys.stderr)
         return EXIT_FAILED
+    else:
+        return 0
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -132,6 +132,7 @@ class DownloadCore:
         self._take_what_nobody_plans()
         self._hand_back_what_has_no_source(commands)
         self._start(now, commands)
+        self._despair(commands)
         return commands
 
     def next_deadline(self) -> float | None:
@@ -275,7 +276,7 @@ class DownloadCore:
                 lost.add_piece(index)
         self._report([Failed(span, flight.parent_id, reason, event.detail) for span in lost.spans()], commands)
         if reason is FailureReason.LOCAL:
-            self._give_up(event, commands)
+            self._give_up(event.transfer, event.detail, commands)
         elif not flight.assigned:
             self._ask_again(unfinished, commands)
 
@@ -302,7 +303,7 @@ class DownloadCore:
         self._assigned_due.clear()
         self._report([Failed(span, ORIGIN, reason, event.detail) for span in lost.spans()], commands)
         if ours and (source in self._own_sources.values() or self.alone or reason is FailureReason.LOCAL):
-            self._give_up(event, commands)
+            self._give_up(event.transfer, event.detail, commands)
         elif ours and not flight.assigned:
             self._ask_again(unfinished, commands)
 
@@ -345,8 +346,8 @@ class DownloadCore:
         if self._scheduler and (failed := tuple(failed)):
             commands.append(Tell(Progress(self.version.id, (), failed)))
 
-    def _give_up(self, event: TransferEnded, commands: list[Command]) -> None:
-        commands.append(GiveUp(event.transfer, event.detail))
+    def _give_up(self, transfer: int | None, detail: str, commands: list[Command]) -> None:
+        commands.append(GiveUp(transfer, detail))
         self._disinterest(tuple(self._readers), commands)
 
     @staticmethod
@@ -372,6 +373,11 @@ class DownloadCore:
             self._report([Failed(span, ORIGIN, reason, detail) for span in self._due.spans()], commands)
             self._due.clear()
             self._assigned_due.clear()
+
+    def _despair(self, commands: list[Command]) -> None:
+        """Fail the readers that are left when the last way to the origin went with another reader."""
+        if self.alone and not self._flights and not self._planned and not self._sources() and self.wanted:
+            self._give_up(None, "no way to the origin is left", commands)
 
     def _start(self, now: float, commands: list[Command]) -> None:
         flying = self._flying()

@@ -129,6 +129,7 @@ class Download:
         self._core = DownloadCore(entry.version, entry.layout, entry.landed, scheduler=scheduler is not None, seed=seed)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._errors: dict[int, DamselflyError] = {}
+        self._last_origin_error: DamselflyError | None = None
         self._waiters: dict[int, Callable[[DamselflyError], None]] = {}
         self._next_reader = 1
         self._timer: asyncio.TimerHandle | None = None
@@ -182,8 +183,7 @@ class Download:
             case Tell(message):
                 self._tell(message)
             case GiveUp(transfer, detail):
-                error = self._errors.get(transfer) if transfer is not None else None
-                self._failure = error or DamselflyError(detail)
+                self._failure = self._errors.get(transfer or 0) or self._last_origin_error or DamselflyError(detail)
                 self._fail_readers(self._failure)
 
     def _fail_readers(self, error: DamselflyError) -> None:
@@ -226,13 +226,14 @@ class Download:
         )
 
     async def _land(self, command: StartTransfer, index: int, digest: bytes) -> DamselflyError | None:
+        if command.source is not None:
+            self.from_origin.add_piece(index)
         try:
             await self.entry.commit([(index, digest)])
         except DamselflyError as error:
             return error
         size = self.entry.layout.size(index)
         if command.source is not None:
-            self.from_origin.add_piece(index)
             self._tally.origin += size
             _BYTES.labels("origin").inc(size)
         else:
@@ -248,6 +249,8 @@ class Download:
         reason = None if error is None else failure_reason(error)
         if error is not None and reason is not None:
             self._errors[command.transfer] = error
+            if command.source is not None:
+                self._last_origin_error = error
             source = "origin" if command.source is not None else "parent"
             _FAILURES.labels(source, reason.name.lower()).inc()
             log.warning(
