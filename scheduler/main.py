@@ -72,7 +72,7 @@ async def _serve(settings: SchedulerSettings) -> None:
 
     server = open_server(secret)
     journal = None
-    http_socket = _listen_http(settings.http)
+    http_socket = _listen(settings.http, "--http-listen")
     try:
         grpc_port = _listen_grpc(server, settings.grpc)
         journal = await Journal.open(settings.state_dir)
@@ -103,30 +103,16 @@ async def _serve(settings: SchedulerSettings) -> None:
 
 def _listen_grpc(server: grpc.aio.Server, address: Address) -> int:
     """Bind the gRPC port and return it; raise ConfigError if the address is taken or not ours."""
+    # Tried first with a socket of our own: gRPC would write its reason into a log of its own, in its own format.
+    _listen(address, "--grpc-listen").close()
     try:
-        return server.add_insecure_port(str(address))
+        return server.add_insecure_port(str(Address(address.host or "0.0.0.0", address.port)))  # noqa: S104
     except RuntimeError as error:
-        raise _cannot_listen(address, "--grpc-listen", _why_not(address)) from error
+        raise _cannot_listen(address, "--grpc-listen", "it was taken this very moment") from error
 
 
-def _why_not(address: Address) -> str:
-    """Return the system's reason for an address that could not be bound: gRPC tells it in its own log only."""
-    try:
-        _bind(address).close()
-    except OSError as error:
-        return os.strerror(error.errno) if error.errno else str(error)
-    return "the address is not free"
-
-
-def _listen_http(address: Address) -> socket.socket:
-    try:
-        return _bind(address)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise _cannot_listen(address, "--http-listen", reason) from error
-
-
-def _bind(address: Address) -> socket.socket:
+def _listen(address: Address, flag: str) -> socket.socket:
+    """Bind a listening socket; raise ConfigError naming the flag if the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -134,9 +120,10 @@ def _bind(address: Address) -> socket.socket:
         sock.bind((address.host, address.port))
         sock.listen()
         sock.setblocking(False)
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise _cannot_listen(address, flag, reason) from error
     return sock
 
 

@@ -13,7 +13,7 @@ the source of a host that wants them. What no seed can bring, the wanting hosts 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -38,30 +38,24 @@ class Choice:
 def peer_part(swarm: Swarm, child: Peer, *, limits: Limits, random: Random, now: float) -> Choice | None:
     """Return what `child` should fetch next from another host, or None if there is no room or nothing to be had.
 
-    Cost: O(holders x pieces / 64) machine words, whatever the number of hosts and versions elsewhere.
+    Costs a look at the few holders of a rare piece, or at the few open parents of a busy swarm, for each piece that the
+    child lacks, and at the most one at every holder of the chosen piece.
     """
     if not has_room(child, limits) or child.avoids(child.host.id, now):
         return None
     lacking = (child.missing & swarm.tradeable) - child.flying
-    if not lacking:
-        return None
-    parents = _open_parents(swarm, child, random, now)
-    within_reach = Bitmap(swarm.size)
-    for parent in parents:
-        within_reach |= parent.sound
-    obtainable = lacking & within_reach
-    window = list(islice(obtainable, limits.candidates))
+    window = list(islice((i for i in lacking if any(_parents(swarm, child, i, now))), limits.candidates))
     if not window:
         return None
     if len(swarm.wanting) == 1:
         first = min(window, key=lambda index: (swarm.rarity(index), index))
     else:
         first = min(window, key=lambda index: (swarm.rarity(index), random.random()))
-    parent = next(parent for parent in parents if first in parent.sound)
+    parent = min(_parents(swarm, child, first, now), key=lambda parent: (_load(parent.host), random.random()))
     stop = first + 1
     while (
         stop - first < limits.part_pieces
-        and stop in obtainable
+        and stop in lacking
         and stop in parent.sound
         and swarm.rarity(stop) <= swarm.rarity(first)
     ):
@@ -74,19 +68,18 @@ def has_room(child: Peer, limits: Limits) -> bool:
     return child.from_parents + limits.part_pieces <= limits.child_window
 
 
-def _open_parents(swarm: Swarm, child: Peer, random: Random, now: float) -> list[Peer]:
-    """Return the peers that could serve the child now, the least loaded first, seeds last among equals."""
-    parents = [
-        peer
-        for peer in swarm.peers.values()
-        if peer is not child and peer.sound and not peer.host.saturated and not child.avoids(peer.host.id, now)
-    ]
+def _parents(swarm: Swarm, child: Peer, index: int, now: float) -> Iterator[Peer]:
+    """Yield the peers that could give the piece to the child now."""
+    holders = swarm.holders[index]
+    for peer in (holders if len(holders) <= len(swarm.open) else swarm.open).values():
+        host = peer.host
+        if index in peer.sound and not host.saturated and not child.avoids(host.id, now):
+            yield peer
 
-    def load(parent: Peer) -> tuple[float, bool, float]:
-        hello = parent.host.hello
-        return len(parent.host.uploading) / hello.upload_slots, hello.seed, random.random()
 
-    return sorted(parents, key=load)
+def _load(host: Host) -> tuple[float, bool]:
+    """Return what speaks against a parent: how busy it is, and among equals that it is a seed."""
+    return len(host.uploading) / host.hello.upload_slots, host.hello.seed
 
 
 def origin_part(swarm: Swarm, seeds: Mapping[str, Host], *, limits: Limits, now: float) -> Choice | None:

@@ -40,10 +40,10 @@ def _check_slots(state: State) -> None:
 def _check_tallies(swarm: Swarm) -> None:
     peers = swarm.peers.values()
     for index in range(swarm.size):
-        copies = sum(index in peer.sound for peer in peers)
-        assert swarm.copies[index] == copies, f"copies of piece {index} are miscounted"
+        holders = {host_id for host_id, peer in swarm.peers.items() if index in peer.sound}
+        assert set(swarm.holders[index]) == holders, f"copies of piece {index} are miscounted"
         assert swarm.coming[index] == sum(index in peer.flights for peer in peers), f"piece {index} is miscounted"
-        tradeable = copies > 0 and index in swarm.digests.known
+        tradeable = bool(holders) and index in swarm.digests.known
         assert (index in swarm.tradeable) == tradeable, f"whether piece {index} can be traded is mistaken"
         fetchers = [p for p in peers if index in p.flights and p.flights[index].parent is None]
         assert len(fetchers) <= 1, f"piece {index} is fetched from the origin by two hosts"
@@ -52,6 +52,7 @@ def _check_tallies(swarm: Swarm) -> None:
         wanted = any(index in peer.missing for peer in peers)
         queued = wanted and not tradeable and not fetchers
         assert (index in swarm.unassigned()) == queued, f"piece {index} is lost or queued in vain"
+    assert set(swarm.open) == {host_id for host_id, peer in swarm.peers.items() if not peer.host.saturated}
     assert set(swarm.wanting) == {host_id for host_id, peer in swarm.peers.items() if peer.missing}
 
 
@@ -86,8 +87,6 @@ def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:
     if peer.missing and assign.has_room(peer, state.limits):
         waiting = peer.host.id in swarm.pending or peer.host.id in swarm.hungry
         assert waiting, "a host with room would never be considered again"
-    if swarm.hungry:
-        assert swarm.id in state.starving, "hungry hosts would never hear of a free slot"
 
 
 def _timer_due(state: State, now: float) -> bool:

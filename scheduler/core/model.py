@@ -146,8 +146,10 @@ class Swarm:
         self.digests = Digests()
         self.journal_read = False
         self.peers: dict[str, Peer] = {}
-        self.copies = [0] * self.size
-        """Sound copies of each piece."""
+        self.open: dict[str, Peer] = {}
+        """The peers whose host has a free upload slot."""
+        self.holders: list[dict[str, Peer]] = [{} for _ in range(self.size)]
+        """The peers with a sound copy of each piece."""
         self.coming = [0] * self.size
         """How often each piece is in flight."""
         self.tradeable = Bitmap(self.size)
@@ -183,11 +185,13 @@ class Swarm:
             )
             self.peers[host.id] = peer
             host.versions[self.id] = None
+            if not host.saturated:
+                self.open[host.id] = peer
         return peer
 
     def rarity(self, index: int) -> int:
         """Return how many hosts hold the piece or will shortly."""
-        return self.copies[index] + self.coming[index]
+        return len(self.holders[index]) + self.coming[index]
 
     def unassigned(self) -> Bitmap:
         """Return the pieces that somebody wants, nobody can give and nobody is fetching from the origin."""
@@ -228,7 +232,7 @@ class Swarm:
         # A host without upload slots gives nothing to others: its copies must not keep anybody from the origin.
         if sound and index not in peer.sound and peer.host.hello.upload_slots:
             peer.sound.add_piece(index)
-            self.copies[index] += 1
+            self.holders[index][peer.host.id] = peer
             if index in self.tradeable and not peer.host.saturated:
                 self.wake_hungry()
         self.retally(index)
@@ -243,7 +247,7 @@ class Swarm:
         """Use a peer's copy of a piece no longer."""
         if index in peer.sound:
             peer.sound.discard_piece(index)
-            self.copies[index] -= 1
+            del self.holders[index][peer.host.id]
             self.retally(index)
 
     def lose(self, peer: Peer, index: int) -> None:
@@ -254,7 +258,7 @@ class Swarm:
 
     def retally(self, index: int) -> None:
         """Work out anew whether a piece can be traded, after its copies or its digest changed."""
-        tradeable = self.copies[index] > 0 and index in self.digests.known
+        tradeable = bool(self.holders[index]) and index in self.digests.known
         if tradeable == (index in self.tradeable):
             return
         if tradeable:
@@ -293,8 +297,6 @@ class State:
         self.swarms: dict[str, Swarm] = {}
         self.dirty: dict[str, None] = {}
         """Versions that the next pass looks at."""
-        self.starving: dict[str, None] = {}
-        """Versions with hungry hosts; there may be a few more in it, never fewer."""
         self.timers: list[tuple[float, int, str, str]] = []
         self._timers_set = 0
 
@@ -312,7 +314,6 @@ class State:
             del peer.host.versions[swarm.id]
         del self.swarms[swarm.id]
         self.dirty.pop(swarm.id, None)
-        self.starving.pop(swarm.id, None)
 
     def touch(self, swarm: Swarm) -> None:
         """Let the next pass look at a swarm."""
@@ -355,6 +356,9 @@ class State:
                 swarm.origin_assigned(index)
         if flight.parent is not None:
             flight.parent.uploading[flight] = None
+            if flight.parent.saturated:
+                for version_id in flight.parent.versions:
+                    del self.swarms[version_id].open[flight.parent_id]
         self.arm(swarm, child, now + self.silence(flight))
 
     def stop(self, flight: Flight, index: int) -> None:
@@ -370,9 +374,10 @@ class State:
             child.from_origin -= 1
             swarm.origin_over(index)
         elif not flight.pieces:
-            if parent.saturated:
-                self._wake_waiting_for(parent)
+            was_saturated = parent.saturated
             del parent.uploading[flight]
+            if was_saturated:
+                self._slot_freed(parent)
         self.touch(swarm)
 
     def stop_all(self, flight: Flight) -> None:
@@ -386,10 +391,11 @@ class State:
         for flight in flights:
             self.stop(flight, index)
 
-    def _wake_waiting_for(self, parent: Host) -> None:
-        for version_id in tuple(self.starving):
-            if version_id in parent.versions:
-                del self.starving[version_id]
-                swarm = self.swarms[version_id]
+    def _slot_freed(self, parent: Host) -> None:
+        """Let everybody who may be waiting for this host try again."""
+        for version_id in parent.versions:
+            swarm = self.swarms[version_id]
+            swarm.open[parent.id] = swarm.peers[parent.id]
+            if swarm.hungry:
                 swarm.wake_hungry()
                 self.touch(swarm)

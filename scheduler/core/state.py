@@ -200,8 +200,6 @@ class SchedulerCore:
                 queue.append(child.host.id)
             elif assign.has_room(child, limits):
                 swarm.hungry[child.host.id] = None
-        if swarm.hungry:
-            state.starving[swarm.id] = None
         return _assignments(swarm, started)
 
     def _start(self, swarm: Swarm, choice: Choice, now: float) -> Flight:

@@ -57,6 +57,7 @@ def host_left(state: State, host_id: str) -> None:
             swarm.lose(peer, index)
         swarm.unwant(peer)
         del swarm.peers[host_id]
+        swarm.open.pop(host_id, None)
         for other in swarm.peers.values():
             other.avoid.pop(host_id, None)
         state.touch(swarm)
