@@ -96,6 +96,7 @@ class PieceServer:
         self._stall_seconds = stall_seconds
         self._clock = clock
         self._used = 0
+        self._busy: set[web.RequestHandler] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._http = web.Server(self._handle, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
@@ -109,19 +110,29 @@ class PieceServer:
         """Accept nothing more, let responses under way finish for `grace_seconds`, and then cut them off."""
         if self._listener is not None:
             self._listener.close()
-        self._http.pre_shutdown()
+        for connection in self._http.connections:
+            if connection in self._busy:
+                connection.close()  # when its response is over
+            else:
+                connection.force_close()
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._idle.wait()
         except TimeoutError:
-            log.warning("piece responses cut off by shutdown", responses=self._used, grace_seconds=grace_seconds)
+            log.warning("piece responses cut off by shutdown", responses=len(self._busy), grace_seconds=grace_seconds)
         await self._http.shutdown(_LAST_WORDS_SECONDS)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._busy.add(request.protocol)
+        self._idle.clear()
         try:
             response = await self._answer(request)
         except _RefusalError as refusal:
             response = web.Response(status=refusal.status, text=f"{refusal}\n", headers=refusal.headers)
+        finally:
+            self._busy.discard(request.protocol)
+            if not self._busy:
+                self._idle.set()
         _RESPONSES.labels(str(response.status)).inc()
         return response
 
@@ -159,7 +170,6 @@ class PieceServer:
         if self._used >= self._slots:
             raise _busy(f"all {self._slots} upload slots are taken")
         self._used += 1
-        self._idle.clear()
         try:
             with _SLOTS_USED.track_inprogress():
                 span = entry.layout.covering(wanted)
@@ -169,8 +179,6 @@ class PieceServer:
                 return await self._send_range(request, version_id, entry, wanted)
         finally:
             self._used -= 1
-            if self._used == 0:
-                self._idle.set()
 
     async def _send_range(
         self, request: web.BaseRequest, version_id: str, entry: Held, wanted: ByteRange
