@@ -89,7 +89,7 @@ def _measure(size: int, objects: int, profile: str, url: str | None, proxies: li
             return measure(ExternalGround(url, proxies), size=size, objects=objects, progress=progress)
         if size <= 0:
             raise ConfigError(f"--size {size}: an object to time has at least one byte")
-        with embedded_ground(origin.profile_named(profile).name, size) as ground:
+        with embedded_ground(origin.profile_named(profile).name) as ground:
             return measure(ground, size=size, objects=objects, progress=progress)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,12 +14,13 @@ from bench.cluster import DAMSELFLY, LocalCluster
 from bench.origin import Stats
 from bench.origin_client import OriginClient, running_origin
 from bench.process import Meter
+from bench.reserve import MemoryReserve
 from p2p.errors import DamselflyError
 
 EXTERNAL = "external"
 """The profile's name when the origin is the user's own."""
-_COPIES = 3
-"""How many peers of the embedded cluster keep the object: the seed and two peers."""
+_COPIES = {"cold": 2, "remote": 1}
+"""How many peers of the embedded cluster write the object in a read: the seed and the asked peer, the other peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,10 @@ class Ground(Protocol):
         """Return each daemon's highest RssAnon in bytes since the last call."""
         ...
 
+    def prepare(self, name: str) -> None:
+        """Get ready for the read of the target that is called `name`; not timed, its CPU time is not counted."""
+        ...
+
     def forget(self, task_id: str) -> None:
         """Remove the object from the peers, so that its dirty pages do not burden the next."""
         ...
@@ -70,15 +73,21 @@ class Ground(Protocol):
 class EmbeddedGround:
     """An origin and a cluster of this run's own, each daemon a process."""
 
-    def __init__(self, profile: str, origin: OriginClient, cluster: LocalCluster, meter: Meter) -> None:
+    def __init__(
+        self, profile: str, origin: OriginClient, cluster: LocalCluster, meter: Meter, reserve: MemoryReserve
+    ) -> None:
         self.profile = profile
         self.proxies = (cluster["peer-1"].addresses["proxy"], cluster["peer-2"].addresses["proxy"])
         self._origin = origin
         self._cluster = cluster
         self._meter = meter
+        self._reserve = reserve
+        self._size = 0
 
     def target(self, size: int) -> Target:
         """Make an object at the origin."""
+        self._size = size
+        self._reserve.fill(sum(_COPIES.values()) * size)
         made = self._origin.create(f"models/{uuid.uuid4()}/1/model.bin", size)
         return Target(made.url, (), made.xxh3_128)
 
@@ -88,11 +97,15 @@ class EmbeddedGround:
 
     def cpu_seconds(self) -> dict[str, float]:
         """Return the CPU time of every process: the daemons, the origin and this client."""
-        return {**self._meter.cpu_seconds(), "client": time.process_time()}
+        return {**self._meter.cpu_seconds(), "client": time.process_time() - self._reserve.cpu_seconds}
 
     def take_peaks(self) -> dict[str, int]:
         """Return the daemons' peaks."""
         return self._meter.take_peaks()
+
+    def prepare(self, name: str) -> None:
+        """Give back memory for the page cache of what this read will write."""
+        self._reserve.release(_COPIES.get(name, 0) * self._size)
 
     def forget(self, task_id: str) -> None:
         """Delete the task on every peer."""
@@ -126,12 +139,15 @@ class ExternalGround:
         """Return nothing: these daemons are out of reach."""
         return {}
 
+    def prepare(self, name: str) -> None:
+        """Leave the user's machines as they are."""
+
     def forget(self, task_id: str) -> None:
         """Leave the task where it is."""
 
 
 @contextmanager
-def embedded_ground(profile: str, size: int, *, program: Sequence[str] = DAMSELFLY) -> Iterator[EmbeddedGround]:
+def embedded_ground(profile: str, *, program: Sequence[str] = DAMSELFLY) -> Iterator[EmbeddedGround]:
     """Start an origin, a scheduler, a seed and two peers; stop them and remove their data in the end.
 
     The logs go too, so an error that leaves the context takes the end of each along as a note.
@@ -141,29 +157,10 @@ def embedded_ground(profile: str, size: int, *, program: Sequence[str] = DAMSELF
         origin = stack.enter_context(running_origin(profile, cluster.directory))
         children = {name: daemon.child for name, daemon in cluster.daemons.items()} | {"origin": origin.child}
         meter = stack.enter_context(Meter(children))
-        touch_page_cache(cluster.directory, _COPIES * size)
+        reserve = stack.enter_context(MemoryReserve())
         try:
-            yield EmbeddedGround(profile, origin, cluster, meter)
+            yield EmbeddedGround(profile, origin, cluster, meter, reserve)
         except DamselflyError as error:
             for child in children.values():
                 error.add_note(f"the log of {child.name} ends with:\n{child.tail()}")
             raise
-
-
-def touch_page_cache(directory: Path, size: int) -> int:
-    """Let `size` bytes pass through the page cache and return how many did: at most half of the free memory and disk.
-
-    On a virtual machine the first touch of fresh memory costs seconds a GiB, which would be the first object's alone.
-    """
-    free_memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    size = min(size, free_memory // 2, shutil.disk_usage(directory).free // 2)
-    block = memoryview(bytes(1024 * 1024))
-    path = directory / "touch"
-    try:
-        with path.open("wb", buffering=0) as file:
-            left = size
-            while left > 0:
-                left -= file.write(block[: min(left, len(block))])
-    finally:
-        path.unlink(missing_ok=True)
-    return size

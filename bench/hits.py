@@ -110,6 +110,7 @@ def _round(ground: Ground, reader: Reader, target: Target) -> list[Sample]:
     ground.take_peaks()
     origin_before, cpu_before = ground.origin_stats(), ground.cpu_seconds()
     for name, proxy in ways:
+        ground.prepare(name)
         # The headers speak to the proxy; a store that signed the request might refuse them.
         reading = reader.read(target.url, proxy=proxy, headers=target.headers if proxy else ())
         cpu_after, peaks, origin_after = ground.cpu_seconds(), ground.take_peaks(), ground.origin_stats()

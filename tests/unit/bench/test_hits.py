@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.ground import ExternalGround, Target, embedded_ground, touch_page_cache
+from bench.ground import ExternalGround, Target, embedded_ground
 from bench.hits import GIB, Sample, measure, summarise
 from bench.origin import Stats
 from bench.origin_client import OriginClient, running_origin
+from bench.reserve import MemoryReserve
 from bench.reader import ReadError
 
 MIB = 1024 * 1024
@@ -82,6 +83,7 @@ class OwnGround:
     def __init__(self, origin: OriginClient, proxies: Sequence[str]) -> None:
         self.proxies = proxies
         self.forgotten: list[str] = []
+        self.prepared: list[str] = []
         self._origin = origin
 
     def target(self, size: int) -> Target:
@@ -97,6 +99,9 @@ class OwnGround:
     def take_peaks(self) -> dict[str, int]:
         return {"peer-1": 5, "origin": 7}
 
+    def prepare(self, name: str) -> None:
+        self.prepared.append(name)
+
     def forget(self, task_id: str) -> None:
         self.forgotten.append(task_id)
 
@@ -107,6 +112,7 @@ def test_every_object_is_read_four_ways_and_forgotten(origin: OriginClient) -> N
         seen: list[str] = []
         result = measure(ground, size=MIB, objects=3, progress=seen.append)
     assert [run.name for run in result.runs] == ["direct", "cold", "remote", "local"]
+    assert ground.prepared == ["direct", "cold", "remote", "local"] * 4
     assert (len(first.tags), len(second.tags)) == (8, 4)  # three objects and the warm-up
     assert ground.forgotten == ["task"] * 4
     assert result.digest_ok
@@ -212,7 +218,7 @@ def test_settings_that_cannot_work_are_told(arguments: list[str], message: str) 
 
 def test_an_error_takes_the_ends_of_the_logs_along() -> None:
     standin = (sys.executable, str(Path(__file__).with_name("standin.py")))
-    ground = embedded_ground("unlimited", MIB, program=standin)
+    ground = embedded_ground("unlimited", program=standin)
     inside = ground.__enter__()
     assert len(inside.proxies) == 2
     assert set(inside.cpu_seconds()) == {"scheduler", "seed-1", "peer-1", "peer-2", "origin", "client"}
@@ -223,6 +229,16 @@ def test_an_error_takes_the_ends_of_the_logs_along() -> None:
     assert '"pieces": "127.0.0.1:' in notes
 
 
-def test_touching_the_page_cache_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert touch_page_cache(tmp_path, 3 * MIB + 1) == 3 * MIB + 1
-    assert list(tmp_path.iterdir()) == []
+def test_the_reserve_holds_what_it_was_asked_for_and_gives_it_back() -> None:
+    with MemoryReserve() as reserve:
+        before = anonymous_bytes()
+        reserve.fill(100 * MIB)
+        assert anonymous_bytes() - before >= 100 * MIB
+        reserve.release(100 * MIB)
+        assert anonymous_bytes() - before < 64 * MIB
+        reserve.release(100 * MIB)
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
