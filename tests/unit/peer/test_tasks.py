@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -31,7 +32,9 @@ TASK: Task = identify("http://origin/model.bin")
 VERSION = Version(TASK.id, len(CONTENT), ValidatorKind.ETAG, '"a"')
 LAYOUT = PieceLayout.of(VERSION.length)
 SOURCE = Source("http://origin/model.bin")
-DIGESTS = tuple(piece_digest(CONTENT[LAYOUT.offset(i) : LAYOUT.offset(i) + LAYOUT.size(i)]) for i in range(LAYOUT.count))
+DIGESTS = tuple(
+    piece_digest(CONTENT[LAYOUT.offset(i) : LAYOUT.offset(i) + LAYOUT.size(i)]) for i in range(LAYOUT.count)
+)
 
 
 class Network:
@@ -39,6 +42,7 @@ class Network:
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
+        self.asked = asyncio.Event()
         self.gate.set()
         self.failures: list[DamselflyError] = []
         self.origin: list[Span] = []
@@ -67,6 +71,7 @@ class Network:
         await self._bring(entry, span, on_piece)
 
     async def _bring(self, entry: Entry, span: Span, on_piece: Callable[[int, bytes], None]) -> None:
+        self.asked.set()
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
@@ -130,8 +135,6 @@ async def whole(peer: Peer, wanted: ByteRange | None = None, source: Source = SO
 
 
 def _pread(fd: int, count: int, offset: int) -> bytes:
-    import os
-
     return os.pread(fd, count, offset)
 
 
@@ -242,8 +245,7 @@ async def test_stopping_fails_readers_and_refuses_new_ones(tmp_path: Path) -> No
         peer.network.gate.clear()
         reading = asyncio.ensure_future(whole(peer))
         await asyncio.sleep(0)
-        while not peer.network.origin:
-            await asyncio.sleep(0)
+        await peer.network.asked.wait()
         await peer.tasks.stop()
         with pytest.raises(StoppingError):
             await reading
