@@ -17,8 +17,8 @@ from bench.ground import ExternalGround, Target, embedded_ground
 from bench.hits import GIB, Sample, measure, summarise
 from bench.origin import Stats
 from bench.origin_client import OriginClient, running_origin
-from bench.reserve import MemoryReserve
 from bench.reader import ReadError
+from bench.reserve import MemoryReserve
 
 MIB = 1024 * 1024
 
