@@ -132,11 +132,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Where a host is to fetch which pieces; `source` comes where a part is the origin's and the host offered none."""
+    """Where a host is to fetch which pieces; `source` comes where a part is the origin's and the host offered none.
+
+    `cold` says that the cluster did not hold all that the host asked for when it asked.
+    """
 
     version: Version
     parts: tuple[Part, ...]
     source: Source | None = None
+    cold: bool = False
 
 
 PeerMessage = Hello | Holdings | Want | Unwant | Progress | Dropped

@@ -75,13 +75,14 @@ class Reader:
 
     @property
     def origin_of_bytes(self) -> Whence:
-        """Where the first piece that was not here came from; "local" when all were here.
+        """Where the bytes come from: "local" when all were here, "remote" when other hosts had the rest.
 
-        Known for certain once `ready` has returned for that piece's bytes.
+        "origin" when this host fetches from it, or a seed does for the occasion. Known for certain once `ready` has
+        returned for the first byte that was not here.
         """
         if self._download is None:
             return "local"
-        return "origin" if self._first_missing in self._download.from_origin else "remote"
+        return "origin" if self._download.cold or self._first_missing in self._download.from_origin else "remote"
 
     async def ready(self, offset: int) -> int:
         """Wait for the byte at `offset` (inside the wanted range) and return where contiguous landed bytes end.

@@ -118,6 +118,7 @@ def scheduler_message_to_proto(message: Assignment) -> pb.SchedulerMessage:
                 for part in message.parts
             ],
             source=_source_to_proto(message.source) if message.source else None,
+            cold=message.cold,
         )
     )
 
@@ -145,7 +146,7 @@ def scheduler_message_from_proto(message: pb.SchedulerMessage) -> Assignment:
             )
         )
     source = _source_from_proto(message.assignment.source) if message.assignment.HasField("source") else None
-    return Assignment(version, tuple(parts), source)
+    return Assignment(version, tuple(parts), source, message.assignment.cold)
 
 
 def _hello_to_proto(hello: Hello) -> pb.Hello:

@@ -566,6 +566,9 @@ class Assignment(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
+    cold: _builtins.bool
+    """when the host asked, the cluster did not hold all that it asked for"""
     @_builtins.property
     def version(self) -> Global___Version: ...
     @_builtins.property
@@ -580,10 +583,11 @@ class Assignment(_message.Message):
         version: Global___Version | None = ...,
         parts: _abc.Iterable[Global___Part] | None = ...,
         source: Global___Source | None = ...,
+        cold: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "source", b"source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "parts", b"parts", "source", b"source", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -182,13 +182,17 @@ class DownloadCore:
             return
         if self._scheduler:
             commands.append(Tell(Unwant(self.version.id)))
-        self._planned = {index: part for index, part in self._planned.items() if index in wanted}
+        # With that the scheduler has forgotten what it assigned, but for a seed's duty. What flies already goes on,
+        # if it is wanted, on this host's own initiative; of the rest the scheduler is told anew.
+        self._planned.clear()
         if not self._seed:
-            self._due &= wanted
-        self._assigned_due &= self._due
+            self._due.clear()
+            self._assigned_due.clear()
         for transfer, flight in self._flights.items():
-            duty = self._seed and flight.source is not None
-            if not duty and not any(index in wanted for index in flight.remaining):
+            if self._seed and flight.source is not None:
+                continue
+            flight.assigned = False
+            if not any(index in wanted for index in flight.remaining):
                 self._abort(transfer, flight, commands)
         self._ask(wanted - self._own_initiative(), commands)
 

@@ -34,6 +34,7 @@ from p2p.telemetry import REGISTRY, logger
 from peer.core.download import DownloadCore
 from peer.core.messages import (
     AbortTransfer,
+    Assigned,
     Command,
     Disinterest,
     Event,
@@ -98,7 +99,7 @@ class Tally:
 class Download:
     """One version's download on this host, from the first wanted piece to the last transfer's end.
 
-    `send` takes messages for the version's scheduler (and drops them while there is none); `on_idle` is called once,
+    `cold` says that the cluster lacked something of what was wanted. `send` takes messages for the version's scheduler (and drops them while there is none); `on_idle` is called once,
     when nothing is wanted, due or under way any more.
     """
 
@@ -117,6 +118,7 @@ class Download:
     ) -> None:
         self.entry = entry
         self.scheduler = scheduler
+        self.cold = False
         self.from_origin = Bitmap(entry.layout.count)
         self._transfers = transfers
         self._scope = scope
@@ -156,6 +158,8 @@ class Download:
 
     def dispatch(self, event: Event) -> None:
         """Give the core an event and carry out what it answers."""
+        if isinstance(event, Assigned):
+            self.cold |= event.assignment.cold
         for command in self._core.apply(event, now=time.monotonic()):
             self._carry_out(command)
         self._set_timer()

@@ -113,6 +113,8 @@ class Peer:
     flying: Bitmap
     """The pieces in `flights`."""
     source: Source | None = None
+    cold: bool = False
+    """Whether others did not hold all that it asked for when it asked."""
     flights: dict[int, Flight] = field(default_factory=dict)
     from_origin: int = 0
     """How many of `flights` come from the origin."""

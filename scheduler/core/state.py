@@ -213,14 +213,15 @@ class SchedulerCore:
 
 def _assignments(swarm: Swarm, flights: list[Flight]) -> list[Command]:
     """Join the parts of each host into one assignment; parts with different lent sources into one each."""
-    joined: dict[tuple[str, Source | None], list[Part]] = {}
+    joined: dict[tuple[str, bool, Source | None], list[Part]] = {}
     for flight in flights:
         lent = flight.source if flight.source != flight.child.source else None
         parent = flight.parent
         digests = () if parent is None else tuple(swarm.digests.known[index] for index in flight.span)
         address = "" if parent is None else parent.hello.address
-        parts = joined.setdefault((flight.child.host.id, lent), [])
+        parts = joined.setdefault((flight.child.host.id, flight.child.cold, lent), [])
         parts.append(Part(flight.span, flight.parent_id, address, digests))
     return [
-        Send(host_id, Assignment(swarm.version, tuple(parts), source)) for (host_id, source), parts in joined.items()
+        Send(host_id, Assignment(swarm.version, tuple(parts), source, cold))
+        for (host_id, cold, source), parts in joined.items()
     ]

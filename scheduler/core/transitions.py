@@ -98,7 +98,9 @@ def wanted(state: State, host: Host, want: Want) -> list[Command]:
     _check_spans(want.version.id, PieceLayout.of(want.version.length).count, want.spans)
     swarm, made = state.swarm(want.version)
     peer = swarm.peer(host)
-    swarm.want(peer, Bitmap(swarm.size, want.spans))
+    pieces = Bitmap(swarm.size, want.spans)
+    peer.cold = bool(pieces - swarm.tradeable)
+    swarm.want(peer, pieces)
     if want.source is not None and peer.missing:
         # The host has just proved to itself that this works.
         peer.source = want.source

@@ -90,7 +90,7 @@ def test_cold_remote_and_local_reads_cost_the_origin_one_copy(origin: OriginClie
         local = read(cluster, "peer-2", origin.presign("model.bin"))
         for reading in (cold, remote, local):
             assert_whole(reading, thing)
-        assert (remote.cache, local.cache) == ("HIT-REMOTE", "HIT-LOCAL")
+        assert (cold.cache, remote.cache, local.cache) == ("MISS", "HIT-REMOTE", "HIT-LOCAL")
         stats = origin.stats()
         assert stats.body_bytes == SIZE + 3, "the object once, and one byte for each request"
 
