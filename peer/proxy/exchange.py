@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from p2p.sendfile import choose_method, send_file
+from peer.core.rules import DEFAULT_RULE, Errors, Rule
 from peer.source.fields import Fields, end_to_end
 
 _FRAMING = frozenset({"content-length", "transfer-encoding", "connection"})
@@ -47,12 +48,17 @@ class Cache(StrEnum):
 
 
 class Exchange:
-    """A request, and what has been answered to it so far."""
+    """A request, and what has been answered to it so far.
+
+    `target` is the request's as it came, `url` where it leads under `rule`.
+    """
 
     def __init__(self, request: web.BaseRequest, *, stall_seconds: float) -> None:
         self.request = request
         self.method = request.method
         self.target = request.raw_path
+        self.url = self.target
+        self.rule: Rule = DEFAULT_RULE
         self.fields: Fields = tuple(request.headers.items())
         self.started = time.monotonic()
         self.route = Route.REJECT
@@ -75,6 +81,11 @@ class Exchange:
     def ignores_status(self) -> bool:
         """Whether the client looks like Triton's published agent, which writes any body to disk (WIRE §1)."""
         return "User-Agent" not in self.request.headers and "Proxy-Connection" in self.request.headers
+
+    @property
+    def told_by_reset(self) -> bool:
+        """Whether failures are told by a reset instead of a status."""
+        return self.rule.errors is Errors.RESET or (self.rule.errors is Errors.AUTO and self.ignores_status)
 
     @property
     def transport(self) -> asyncio.Transport:

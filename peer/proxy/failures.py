@@ -26,6 +26,12 @@ class LoopDetectedError(DamselflyError):
     error_type = ErrorType.PROXY
 
 
+class DeniedError(DamselflyError):
+    """The operator does not want this request made (HTTP 403); the text names the host and the rule."""
+
+    error_type = ErrorType.PROXY
+
+
 class UnexpectedError(DamselflyError):
     """A defect; its story is in the log, and no business of the client."""
 
@@ -33,6 +39,7 @@ class UnexpectedError(DamselflyError):
 _STATUSES: tuple[tuple[type[DamselflyError], HTTPStatus], ...] = (
     (BadRequestError, HTTPStatus.BAD_REQUEST),
     (RangeNotSatisfiableError, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE),
+    (DeniedError, HTTPStatus.FORBIDDEN),
     (LoopDetectedError, HTTPStatus.LOOP_DETECTED),
     (OriginStalledError, HTTPStatus.GATEWAY_TIMEOUT),
     (OriginError, HTTPStatus.BAD_GATEWAY),
@@ -51,9 +58,9 @@ def status_of(error: DamselflyError) -> int:
 async def fail(exchange: Exchange, error: DamselflyError, fields: Fields) -> None:
     """Tell the client that its request failed, in the way it understands; `fields` go with a readable answer.
 
-    A response that has begun, and a client that ignores statuses, can only be told by a reset.
+    A response that has begun, and a client that ignores statuses or is taken for one, can only be told by a reset.
     """
-    if exchange.head_sent or exchange.ignores_status:
+    if exchange.head_sent or exchange.told_by_reset:
         exchange.reset()
         return
     status = status_of(error)

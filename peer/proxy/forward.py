@@ -34,7 +34,7 @@ class Forwarder:
         BadRequestError; ConnectionError when the client is gone.
         """
         exchange.step = "forward"
-        source = Source(exchange.target, (*for_origin(exchange.fields), self._via))
+        source = Source(exchange.url, (*for_origin(exchange.fields), self._via))
         if exchange.request.body_exists:
             response = await self._upload(exchange, source)
         elif follow:
@@ -49,7 +49,7 @@ class Forwarder:
             response.release()
 
     async def _answer(self, exchange: Exchange, url: str, response: aiohttp.ClientResponse, extra: Fields) -> None:
-        if response.status >= 400 and exchange.ignores_status:
+        if response.status >= 400 and exchange.told_by_reset:
             exchange.reset()
             return
         if exchange.request.body_exists and not exchange.request.content.is_eof():

@@ -137,7 +137,7 @@ class Responder:
                 ready = await reader.ready(offset)
 
     async def _refuse(self, exchange: Exchange, refusal: Refused) -> None:
-        if exchange.ignores_status:
+        if exchange.told_by_reset:
             exchange.reset()
             return
         fields = (*end_to_end(refusal.headers), ("Via", self._via), ("X-Dragonfly-Error-Type", "backend"))

@@ -10,6 +10,7 @@ from p2p.control import Source
 from p2p.errors import BadRequestError
 from p2p.fields import single, values
 from p2p.identity import Task, identify, parse_filters, recognise
+from peer.core.rules import DEFAULT_RULE, Action, Rule
 from peer.source.fields import REPHRASED, Fields, for_pieces
 
 USE_P2P = "X-Dragonfly-Use-P2P"
@@ -18,6 +19,7 @@ TAG = "X-Dragonfly-Tag"
 APPLICATION = "X-Dragonfly-Application"
 
 _ABSOLUTE = re.compile(r"https?://", re.IGNORECASE)
+_PARTS = re.compile(r"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _SIGNED = re.compile(r"SignedHeaders=([^\s,&]+)", re.IGNORECASE)
 
 
@@ -27,33 +29,50 @@ class Wanted:
 
     task: Task
     source: Source = field(repr=False)
+    rule: Rule = DEFAULT_RULE
 
 
-def route(method: str, target: str, fields: Fields, *, has_body: bool) -> Wanted | None:
-    """Return what a request wants through P2P, or None if it is to be forwarded untouched.
-
-    Through P2P go GET and HEAD of presigned URLs; `X-Dragonfly-Use-P2P` overrules that either way. Raises
-    BadRequestError for a target that is not absolute, or a header that cannot be understood.
-    """
+def require_absolute(target: str) -> None:
+    """Raise BadRequestError unless a request's target names its origin."""
     if _ABSOLUTE.match(target) is None:
         raise BadRequestError(
             "this port is an HTTP proxy, and the request names no origin; use it as one (curl -x, http_proxy=…), "
             "not as the server itself"
         )
+
+
+def upstream(url: str, rule: Rule) -> str:
+    """Return the URL that is asked instead of `url` under a rule: another authority, or https; the rest as it came."""
+    match = _PARTS.fullmatch(url)
+    if match is None or not (rule.redirect or rule.tls):
+        return url
+    scheme, authority, rest = match.groups()
+    if rule.tls:
+        scheme, authority = "https", authority.removesuffix(":80")
+    return f"{scheme}://{rule.redirect or authority}{rest}"
+
+
+def route(method: str, url: str, fields: Fields, *, has_body: bool, rule: Rule = DEFAULT_RULE) -> Wanted | None:
+    """Return what a request wants through P2P, or None if it is to be forwarded untouched.
+
+    `url` is the absolute one that `rule` leads to. Through P2P go GET and HEAD of presigned URLs, unless the rule says
+    otherwise; `X-Dragonfly-Use-P2P` overrules both either way. The rule's filters add to the request's; its tag and
+    application hold where the request names none. Raises BadRequestError for a header that cannot be understood.
+    """
     choice = _choice(fields)
-    if method not in {"GET", "HEAD"} or has_body or choice is False or _pins_the_request(target, fields):
+    if method not in {"GET", "HEAD"} or has_body or choice is False or _pins_the_request(url, fields):
         return None
-    if choice is None:
-        found = recognise(target)
+    if choice is None and rule.action is not Action.P2P:
+        found = recognise(url) if rule.action is Action.AUTO else None
         if found is None or not found.presigned:
             return None
     task = identify(
-        target,
-        filters=parse_filters(value for name in FILTERS for value in values(fields, name)),
-        tag=single(fields, TAG) or "",
-        application=single(fields, APPLICATION) or "",
+        url,
+        filters=(*parse_filters(value for name in FILTERS for value in values(fields, name)), *rule.filters),
+        tag=single(fields, TAG) or rule.tag or "",
+        application=single(fields, APPLICATION) or rule.application or "",
     )
-    return Wanted(task, Source(target, for_pieces(fields)))
+    return Wanted(task, Source(url, for_pieces(fields)), rule)
 
 
 def names_peer(fields: Fields, peer_id: str) -> bool:
@@ -71,8 +90,8 @@ def _choice(fields: Fields) -> bool | None:
     return value.lower() == "true"
 
 
-def _pins_the_request(target: str, fields: Fields) -> bool:
+def _pins_the_request(url: str, fields: Fields) -> bool:
     """Tell whether a signature covers fields that taking the object in pieces would change (WIRE §4)."""
-    texts = (unquote(target.partition("?")[2]), *values(fields, "Authorization"))
+    texts = (unquote(url.partition("?")[2]), *values(fields, "Authorization"))
     signed = {name.lower() for text in texts for match in _SIGNED.findall(text) for name in match.split(";")}
     return not signed.isdisjoint(REPHRASED)

@@ -12,14 +12,15 @@ from aiohttp import web
 
 from p2p.errors import DamselflyError
 from p2p.telemetry import logger
+from peer.core.rules import Action, Rules
 from peer.proxy import metrics
 from peer.proxy.connect import tunnel
 from peer.proxy.contract import Tasks
 from peer.proxy.exchange import Exchange, Route
-from peer.proxy.failures import LoopDetectedError, UnexpectedError, fail
+from peer.proxy.failures import DeniedError, LoopDetectedError, UnexpectedError, fail
 from peer.proxy.forward import Forwarder
 from peer.proxy.respond import Responder
-from peer.proxy.route import names_peer, route
+from peer.proxy.route import names_peer, require_absolute, route, upstream
 from peer.source.client import OriginClient
 from peer.source.fields import Fields
 from peer.source.http import Prober
@@ -52,9 +53,16 @@ class ProxyServer:
     """
 
     def __init__(
-        self, tasks: Tasks, client: OriginClient, *, host_id: str, settings: ProxySettings | None = None
+        self,
+        tasks: Tasks,
+        client: OriginClient,
+        *,
+        host_id: str,
+        settings: ProxySettings | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self._settings = settings = settings or ProxySettings()
+        self._rules = rules or Rules()
         self._host_id = host_id
         self._via = f"1.1 {host_id}"
         self._forwarder = Forwarder(client, via=self._via, stall_seconds=settings.forward_stall_seconds)
@@ -148,7 +156,13 @@ class ProxyServer:
             return
         if names_peer(exchange.fields, self._host_id):
             raise LoopDetectedError(f"this request has been through peer {self._host_id!r} before; check for a loop")
-        wanted = route(exchange.method, exchange.target, exchange.fields, has_body=exchange.request.body_exists)
+        require_absolute(exchange.target)
+        exchange.rule = rule = self._rules.match(exchange.target)
+        if rule.action is Action.DENY:
+            raise DeniedError(f"{origin_of(exchange.target)} is denied by the rule {rule.pattern.pattern!r}")
+        exchange.url = upstream(exchange.target, rule)
+        has_body = exchange.request.body_exists
+        wanted = route(exchange.method, exchange.url, exchange.fields, has_body=has_body, rule=rule)
         if wanted is not None:
             exchange.route = Route.P2P
             await self._responder.respond(exchange, wanted)
