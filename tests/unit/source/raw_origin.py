@@ -41,13 +41,14 @@ Answer = Callable[[RawRequest], bytes | Awaitable[bytes]]
 
 
 class RawOrigin:
-    """Serves until the block is left; `answer` may be exchanged at any time."""
+    """Serves until the block is left; `answer` may be exchanged at any time. With `hang_up` an answer ends its connection."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.requests: list[RawRequest] = []
         self.connections = 0
         self.port = 0
+        self.hang_up = False
 
     @property
     def base(self) -> str:
@@ -69,6 +70,8 @@ class RawOrigin:
                     return
                 writer.write(octets)
                 await writer.drain()
+                if self.hang_up:
+                    return
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             return  # the end of a test included: a cancelled handler would be reported as an error
         finally:

@@ -1,0 +1,57 @@
+"""Daemons and origins for the wire contract's tests. No test kills these daemons, so that one cluster serves all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.cluster import LocalCluster
+from tests.support.daemons import running_cluster
+from tests.support.origins import running_raw_origin
+from tests.unit.source.raw_origin import RawOrigin, serving
+
+CONTENT = random.Random(3).randbytes(300_000)
+"""What `store` serves at every URL."""
+
+SIGNED = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AK&X-Amz-SignedHeaders=host&X-Amz-Signature=5ec2e7"
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A scheduler, a seed and two peers with nothing configured."""
+    with running_cluster(tmp_path_factory.mktemp("fleet")) as started:
+        yield started
+
+
+@pytest.fixture
+def proxy(fleet: LocalCluster) -> str:
+    """The address ("host:port") of peer-1's proxy."""
+    return fleet["peer-1"].addresses["proxy"]
+
+
+@pytest.fixture
+def other_proxy(fleet: LocalCluster) -> str:
+    """The address of peer-2's proxy."""
+    return fleet["peer-2"].addresses["proxy"]
+
+
+@pytest.fixture
+def store() -> Iterator[RawOrigin]:
+    """An origin that serves CONTENT at every URL, whoever asks, and keeps the octets of every request."""
+    with running_raw_origin(serving(CONTENT)) as origin:
+        yield origin
+
+
+@pytest.fixture
+def signed(store: RawOrigin) -> str:
+    """A URL of `store` that looks presigned."""
+    return f"{store.base}/models/a/1/model.onnx?{SIGNED}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where a client may put what it downloads."""
+    return tmp_path / "downloaded"
