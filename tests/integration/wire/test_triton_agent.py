@@ -146,7 +146,8 @@ BREAKS = {
 @pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
 def test_truncation_of_what_is_passed_through_is_an_error(
     store: RawOrigin, signed: str, proxy: str, file: Path, broken: bytes
-) -> None:    store.answer = lambda _: broken
+) -> None:
+    store.answer = lambda _: broken
     store.hang_up = True
     outcome = triton(signed, file, proxy=proxy)
     assert outcome.code in {CURL_PARTIAL, CURL_RECEIVE_ERROR}
