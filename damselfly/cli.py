@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple, TypeVar
 import typer
 
 from bench.cli import app as bench_app
+from damselfly.ca import app as ca_app
 from damselfly.get import GetSettings, parse_header, parse_proxy, run_get
 from damselfly.up import up as run_up
 from p2p.config import Address, parse_address, parse_duration, parse_size
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(ca_app, name="ca")
 
 _SCHEDULER = Address("127.0.0.1", 8002)
 

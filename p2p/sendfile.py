@@ -5,57 +5,37 @@ the file to a duplicate of the socket's descriptor, whenever that is writable: b
 `preadv` into a reused buffer and `send` to this one, where copying from the page cache is the cheaper of the two.
 Nothing is ever handed to `transport.write`, and a transport for which this cannot work is refused and counted.
 
-The event loop must not wait for a disk. Pages that are not in the page cache are found out with RWF_NOWAIT (preadv2(2))
-and read by a thread first.
+The event loop must not wait for a disk: see `p2p.pagecache`. TLS has `p2p.copyfile`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import os
 import socket
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from functools import cache
 
 from prometheus_client import Counter
 
 from p2p.errors import DamselflyError, StoreError
+from p2p.pagecache import (
+    FALLBACKS,
+    AbsentError,
+    give_buffer,
+    read_ahead,
+    read_some,
+    require_present,
+    short,
+    take_buffer,
+    unreadable,
+)
 from p2p.telemetry import REGISTRY
 
 WAKEUP_BYTES = 1024 * 1024
 """How much one transfer may send before the other work of the event loop has its turn."""
 
-BUFFER_BYTES = 256 * 1024
-"""The buffer of SendMethod.COPY: small enough to stay in the CPU's second-level cache."""
-
-READ_AHEAD_BYTES = 4 * 1024 * 1024
-"""How much a thread reads when it is sent for pages that are not in the page cache."""
-
-DISK_SECONDS = 30.0
-"""How long reading ahead may take."""
-
-_PROBE_STRIDE = 128 * 1024
-"""How far probes for absent pages lie apart: the kernel reads ahead, and mostly evicts, in runs of this length."""
-
-_READ_AHEAD_THREADS = 4
-_KEPT_BUFFERS = 16
-
 _SENT = Counter("damselfly_sent_file_bytes", "Bytes sent from files, by method.", ["method"], registry=REGISTRY)
-_FALLBACKS = Counter(
-    "damselfly_send_fallbacks",
-    "Sends off the straight way: refused (transport) or read by a thread before every step (unprobeable).",
-    ["reason"],
-    registry=REGISTRY,
-)
-_READ_AHEADS = Counter(
-    "damselfly_send_read_aheads", "Times a thread read pages that were not in the page cache.", registry=REGISTRY
-)
-
-_buffers: deque[memoryview] = deque(maxlen=_KEPT_BUFFERS)
 
 
 class SendMethod(StrEnum):
@@ -67,10 +47,6 @@ class SendMethod(StrEnum):
 
 class UnsendableTransportError(DamselflyError):
     """Bytes for this transport have to pass through user space (TLS), so `send_file` is not for it."""
-
-
-class ShortFileError(StoreError):
-    """The file ends before the bytes that were to be sent; what was promised to the receiver cannot be kept."""
 
 
 class ReceiverStalledError(ConnectionAbortedError, TimeoutError):
@@ -101,7 +77,7 @@ async def send_file(
     """
     channel = transport.get_extra_info("socket")
     if channel is None or transport.get_extra_info("sslcontext") is not None:
-        _FALLBACKS.labels("transport").inc()
+        FALLBACKS.labels("transport").inc()
         raise UnsendableTransportError(
             f"{type(transport).__name__} is not plain TCP: its bytes cannot go from file to socket"
         )
@@ -135,7 +111,7 @@ class _Sending:
         self._read_until = offset  # a thread has read everything below: no need to ask whether it is there
         self._step = self._step_sendfile if method is SendMethod.SENDFILE else self._step_copy
         self._stall_seconds = stall_seconds
-        self._buffer = _take_buffer() if method is SendMethod.COPY else memoryview(b"")
+        self._buffer = take_buffer() if method is SendMethod.COPY else memoryview(b"")
         self._unsent = self._buffer[:0]
         self._backlog = 0  # of the transport's own bytes, when last seen
         self._deadline: asyncio.Timeout
@@ -146,10 +122,10 @@ class _Sending:
     async def run(self) -> None:
         try:
             while not await self._send_present():
-                await self._read_ahead()
+                self._read_until = await read_ahead(self._fd, self._offset, self._stop)
         finally:
             if self._buffer:
-                _buffers.append(self._buffer)
+                give_buffer(self._buffer)
 
     async def _send_present(self) -> bool:
         """Send until everything is sent (True) or the next bytes are not in the page cache (False)."""
@@ -188,7 +164,7 @@ class _Sending:
         try:
             while self._offset < limit and self._step(limit):
                 pass
-        except _AbsentError:
+        except AbsentError:
             self._burst.set_result(None)
         except (OSError, StoreError) as error:
             self._burst.set_result(error)
@@ -206,7 +182,7 @@ class _Sending:
         """Send some bytes below `limit`; return False when the socket takes no more for now."""
         count = limit - self._offset
         if limit > self._read_until:
-            _require_present(self._fd, self._offset, limit)
+            require_present(self._fd, self._offset, limit)
         try:
             sent = os.sendfile(self._channel.fileno(), self._fd, self._offset, count)
         except BlockingIOError:
@@ -214,7 +190,7 @@ class _Sending:
         except OSError as error:
             raise _send_error(error) from error
         if sent == 0:
-            raise _short(self._offset)
+            raise short(self._offset)
         self._offset += sent
         return True
 
@@ -224,7 +200,7 @@ class _Sending:
             # Not only up to `limit`: the rest of a full buffer is sent in the next wakeup.
             wanted = self._buffer[: min(len(self._buffer), self._stop - self._offset)]
             present = self._offset + len(wanted) <= self._read_until
-            self._unsent = wanted[: _read(self._fd, wanted, self._offset, 0 if present else os.RWF_NOWAIT)]
+            self._unsent = wanted[: read_some(self._fd, wanted, self._offset, wait=present)]
         try:
             sent = self._channel.send(self._unsent)
         except BlockingIOError:
@@ -235,87 +211,8 @@ class _Sending:
         self._offset += sent
         return not self._unsent
 
-    async def _read_ahead(self) -> None:
-        """Have a thread read what comes next into the page cache."""
-        _READ_AHEADS.inc()
-        stop = min(self._stop, self._offset + READ_AHEAD_BYTES)
-        # A thread cannot be cancelled, and its descriptor must not become another file's meanwhile: it has its own.
-        fd = os.dup(self._fd)
-        reading = _read_ahead_pool().submit(_load, fd, self._offset, stop)
-        reading.add_done_callback(lambda _: os.close(fd))
-        try:
-            async with asyncio.timeout(DISK_SECONDS):
-                await asyncio.wrap_future(reading)
-        except TimeoutError:
-            raise StoreError(f"the disk gave nothing for {DISK_SECONDS:g} s; check it") from None
-        self._read_until = stop
-
-
-class _AbsentError(Exception):
-    """The next bytes are not in the page cache."""
-
-
-def _require_present(fd: int, start: int, stop: int) -> None:
-    """Raise _AbsentError unless the page cache seems to hold bytes `start` to `stop`; never waits for the disk."""
-    byte = memoryview(bytearray(1))
-    for position in range(start, stop, _PROBE_STRIDE):
-        _read(fd, byte, position, os.RWF_NOWAIT)
-    _read(fd, byte, stop - 1, os.RWF_NOWAIT)
-
-
-def _read(fd: int, into: memoryview, offset: int, flags: int) -> int:
-    """Read some bytes, at least one. Raises ShortFileError, StoreError; with RWF_NOWAIT also _AbsentError."""
-    try:
-        count = os.preadv(fd, [into], offset, flags)
-    except BlockingIOError:
-        raise _AbsentError from None
-    except OSError as error:
-        if flags and error.errno == errno.EOPNOTSUPP:
-            # Such file systems (tmpfs, some of the network) do not say what they have: a thread has to read first.
-            _FALLBACKS.labels("unprobeable").inc()
-            raise _AbsentError from None
-        raise _unreadable(error) from error
-    if count == 0:
-        raise _short(offset)
-    return count
-
-
-def _load(fd: int, start: int, stop: int) -> None:
-    """Read bytes `start` to `stop` of a file into the page cache; blocks."""
-    # What comes after that is on its way from the disk while this is sent. Some file systems cannot be told so.
-    try:
-        os.posix_fadvise(fd, stop, stop - start, os.POSIX_FADV_WILLNEED)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise _unreadable(error) from error
-    buffer = _take_buffer()
-    while start < stop:
-        start += _read(fd, buffer[: min(len(buffer), stop - start)], start, 0)
-    _buffers.append(buffer)
-
-
-@cache
-def _read_ahead_pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_READ_AHEAD_THREADS, thread_name_prefix="read-ahead")
-
-
-def _take_buffer() -> memoryview:
-    # Reused, because the first touch of fresh memory costs more than all that is done with it here.
-    try:
-        return _buffers.pop()
-    except IndexError:
-        return memoryview(bytearray(BUFFER_BYTES))
-
 
 def _send_error(error: OSError) -> OSError | StoreError:
     if isinstance(error, (ConnectionError, TimeoutError)):
         return ConnectionResetError(f"the receiver closed the connection: {error.strerror}")
-    return _unreadable(error)
-
-
-def _short(offset: int) -> ShortFileError:
-    return ShortFileError(f"the file ends at or before byte {offset}, and more was to be sent; is it being truncated?")
-
-
-def _unreadable(error: OSError) -> StoreError:
-    return StoreError(f"cannot send from a file: {error.strerror} (errno {error.errno}); check the disk")
+    return unreadable(error)

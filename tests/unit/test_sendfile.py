@@ -14,12 +14,11 @@ import pytest
 import uvloop
 
 from p2p.errors import StoreError
+from p2p.pagecache import READ_AHEAD_BYTES, ShortFileError
 from p2p.sendfile import (
-    READ_AHEAD_BYTES,
     WAKEUP_BYTES,
     ReceiverStalledError,
     SendMethod,
-    ShortFileError,
     UnsendableTransportError,
     choose_method,
     send_file,

@@ -1,0 +1,55 @@
+"""`damselfly ca`: make and look at the authority that a peer opens intercepted TLS with."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from p2p.errors import ConfigError
+from p2p.tls import CA_FILE, KEY_FILE, CertificateAuthority, fingerprint
+
+app = typer.Typer(
+    help="Make the certificate authority that `intercept` rules need, and look at it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Directory = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", help="Where the authority is kept; give it to peers as --ca-dir.")
+]
+
+
+@app.command()
+def init(
+    directory: Directory,
+    name: Annotated[str, typer.Option(help="What clients' lists of authorities show.")] = "Damselfly interception CA",
+) -> None:
+    """Make an authority: ca.pem for clients to trust, and ca-key.pem (mode 0600), which is a secret of the peers."""
+    try:
+        authority = CertificateAuthority.create(directory, name=name, now=datetime.now(UTC))
+    except (ConfigError, ValueError) as error:
+        raise _refused("init", error) from error
+    typer.echo(f"{directory / CA_FILE}: for clients to trust (SHA-256 {fingerprint(authority.certificate)})")
+    typer.echo(f"{directory / KEY_FILE}: keep it secret; whoever has it can be any host to those clients")
+
+
+@app.command()
+def show(directory: Directory) -> None:
+    """Print the authority's name, fingerprint and validity, and its certificate in PEM."""
+    try:
+        certificate = CertificateAuthority.load_certificate(directory)
+        pem = (directory / CA_FILE).read_text()
+    except (ConfigError, OSError) as error:
+        raise _refused("show", error) from error
+    typer.echo(f"subject:   {certificate.subject.rfc4514_string()}")
+    typer.echo(f"sha256:    {fingerprint(certificate)}")
+    typer.echo(f"not after: {certificate.not_valid_after_utc:%Y-%m-%d}")
+    typer.echo(pem, nl=False)
+
+
+def _refused(command: str, error: Exception) -> typer.Exit:
+    typer.echo(f"damselfly ca {command}: {error}", err=True)
+    return typer.Exit(2)
