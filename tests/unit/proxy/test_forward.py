@@ -1,21 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from peer.proxy.server import ProxySettings
 from peer.source.client import OriginSettings
+from tests.support.tls import own_authority
 
 from ..source.raw_origin import CUT, RawOrigin, RawRequest, free_port, raw_origin, response
 from .front import HOST_ID, Front
@@ -264,31 +257,6 @@ async def test_a_target_that_cannot_be_asked_is_a_bad_request(front: Front, targ
     reply = await front.get(target)
     assert reply.status == 400
     assert b"pass@" not in reply.body
-
-
-def own_authority(directory: Path) -> tuple[Path, ssl.SSLContext]:
-    """Make a certificate for 127.0.0.1 that only its own file vouches for; return that file and a server's context."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test origin")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    ca_file, key_file = directory / "ca.pem", directory / "key.pem"
-    ca_file.write_bytes(certificate.public_bytes(Encoding.PEM))
-    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(ca_file, key_file)
-    return ca_file, context
 
 
 async def test_an_https_target_is_asked_over_verified_tls(

@@ -41,7 +41,7 @@ Answer = Callable[[RawRequest], bytes | Awaitable[bytes]]
 
 
 class RawOrigin:
-    """Serves until the block is left; `answer` may be exchanged at any time. `hang_up`: an answer ends its connection."""
+    """Serves until the block is left; `answer` may be exchanged at any time. With `hang_up` an answer is the last."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
