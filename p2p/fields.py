@@ -27,14 +27,16 @@ def pairs(headers: Headers) -> tuple[tuple[str, str], ...]:
 
 def values(headers: Headers, name: str) -> tuple[str, ...]:
     """Return the values of every field called `name` (in any case), without the white space around them."""
-    wanted = name.lower()
-    return tuple(value.strip(" \t") for key, value in pairs(headers) if key.lower() == wanted)
+    wanted, length = name.lower(), len(name)
+    fields = headers if isinstance(headers, tuple) else pairs(headers)
+    # Most names differ in length already; this runs a dozen times a request.
+    return tuple([value.strip(" \t") for key, value in fields if len(key) == length and key.lower() == wanted])
 
 
 def single(headers: Headers, name: str) -> str | None:
     """Return the value of a field that may stand once only; None where it is absent, empty or contradicts itself."""
-    found = set(values(headers, name))
-    return found.pop() or None if len(found) == 1 else None
+    found = values(headers, name)
+    return found[0] or None if found and found.count(found[0]) == len(found) else None
 
 
 def is_strong_tag(tag: str) -> bool:

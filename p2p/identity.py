@@ -21,6 +21,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from p2p.errors import BadRequestError
@@ -61,20 +62,27 @@ class StoreObject:
         return unquote(self.escaped_key, errors="surrogateescape")
 
 
+_REMEMBERED = 256
+"""Of how many URLs the meaning is kept, in memory only: a fleet asks for the same ones over and over."""
+
+
 def identify(url: str, *, filters: Iterable[str] = (), tag: str = "", application: str = "") -> Task:
     """Return the task of a URL. Raises BadRequestError for one that cannot be fetched.
 
     `filters` names query parameters (exactly, in their own case) that do not count, beside those of a known store's
     signature. `tag` and `application` keep apart what their users want kept apart.
     """
-    parts = _parse(url)
-    found = _recognise(parts)
+    return _identified(url, frozenset(filters), tag, application)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _identified(url: str, unwanted: frozenset[str], tag: str, application: str) -> Task:
+    parts, found = _understood(url)
     if found is None:
         store, base, query = Store.HTTP, f"{parts.origin}{parts.path or '/'}", _segments(parts.query)
     else:
         bucket = f"{quote(found.bucket, safe='')}/" if found.bucket else ""
         store, base, query = found.store, f"{found.store}+{found.endpoint}/{bucket}{found.escaped_key}", found.query
-    unwanted = frozenset(filters)
     shown = "&".join(_without_secret(segment) for segment in query if _name(segment) not in unwanted)
     labels = "&".join(
         f"{name}={quote_from_bytes(_encode(value), safe='')}"
@@ -91,7 +99,7 @@ def recognise(url: str) -> StoreObject | None:
     Besides http and https, the native forms `s3://bucket/key`, `gs://bucket/key` and `as://account/container/key` are
     understood; their keys are literal. Raises BadRequestError for a URL that cannot be fetched.
     """
-    return _recognise(_parse(url))
+    return _understood(url)[1]
 
 
 def parse_filters(header_values: Iterable[str]) -> tuple[str, ...]:
@@ -224,6 +232,12 @@ def _recognise(parts: _Parts) -> StoreObject | None:
         # Without a first segment there is no bucket; the key keeps its slash and so stays apart from every other.
         bucket, key = (unquote(first, errors="surrogateescape"), rest) if first else ("", path)
     return StoreObject(store, endpoint, bucket, _escaped_once(key), query, signer is not None)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _understood(url: str) -> tuple[_Parts, StoreObject | None]:
+    parts = _parse(url)
+    return parts, _recognise(parts)
 
 
 def _is_json_interface(place: Place, path: str) -> bool:

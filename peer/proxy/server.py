@@ -16,9 +16,10 @@ from peer.core.rules import Action, Rules
 from peer.proxy import metrics
 from peer.proxy.connect import tunnel
 from peer.proxy.contract import Tasks
-from peer.proxy.exchange import Exchange, Route
+from peer.proxy.exchange import Cache, Exchange, Route
 from peer.proxy.failures import DeniedError, LoopDetectedError, UnexpectedError, fail
 from peer.proxy.forward import Forwarder
+from peer.proxy.freshness import Freshness
 from peer.proxy.respond import Responder
 from peer.proxy.route import names_peer, require_absolute, route, upstream
 from peer.source.client import OriginClient
@@ -66,7 +67,7 @@ class ProxyServer:
         self._host_id = host_id
         self._via = f"1.1 {host_id}"
         self._forwarder = Forwarder(client, via=self._via, stall_seconds=settings.forward_stall_seconds)
-        self._responder = Responder(tasks, Prober(client), self._forwarder, via=self._via)
+        self._responder = Responder(tasks, Freshness(Prober(client)), self._forwarder, via=self._via)
         self._active: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -184,7 +185,9 @@ def _account(exchange: Exchange, outcome: str, failure: str) -> None:
     metrics.BODY_BYTES.labels(exchange.cache or "NONE").inc(exchange.body_bytes)
     if exchange.first_byte_seconds is not None:
         metrics.FIRST_BYTE_SECONDS.labels(exchange.route).observe(exchange.first_byte_seconds)
-    log.info(
+    # Hits come by the thousand a second, and the metrics count them: the log has a line for each at debug level only.
+    say = log.debug if outcome == "ok" and exchange.cache is Cache.HIT_LOCAL else log.info
+    say(
         "request finished",
         outcome=outcome,
         route=exchange.route,
