@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from p2p.digests import ExpectedDigest
 from p2p.fields import Headers, http_date, is_strong_date, is_strong_tag, pairs, single, values
 
 
@@ -24,6 +25,8 @@ class ValidatorKind(StrEnum):
     LAST_MODIFIED = "last-modified"
     GENERATION = "generation"
     DIGEST = "digest"
+    CONTENT = "content"
+    """The digest that the request itself names: whoever sends the bytes, the whole is verified against it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,14 @@ _WRITE_IDS = ("x-goog-generation", "x-amz-version-id", "x-ms-version-id", "x-oss
 _DIGEST = re.compile(r"[a-z0-9][a-z0-9+._-]*:[0-9a-f]{32,}")
 
 
-def read_version(task_id: str, headers: Headers, *, length: int) -> Version | Unkeepable:
+def read_version(
+    task_id: str, headers: Headers, *, length: int, content: ExpectedDigest | None = None
+) -> Version | Unkeepable:
     """Return the version that an origin's 200 or 206 speaks of, or why its bytes must not be kept.
 
     `length` is that of the whole object in bytes. The request must have asked for the identity coding, so that one
     validator never stands for two codings of the object; a `Content-Encoding` of the object's own is then part of it.
+    `content` is the digest that the request names: it then is the version, whatever a storage behind it says.
     """
     if length < 0:
         raise ValueError(f"an object cannot have {length} bytes")
@@ -70,6 +76,10 @@ def read_version(task_id: str, headers: Headers, *, length: int) -> Version | Un
         return Unkeepable(f"Cache-Control says {directive}")
     if _is_transcoded(headers):
         return Unkeepable("the origin decompresses the object as it sends it; its validators are the stored object's")
+    if content is not None:
+        if _digest(headers) not in (None, str(content)):
+            return Unkeepable(f"{content} was asked for, and the origin's answer has another Docker-Content-Digest")
+        return Version(task_id, length, ValidatorKind.CONTENT, str(content))
 
     etag, modified = single(headers, "etag") or "", single(headers, "last-modified")
     in_the_past = is_strong_date(modified, single(headers, "date"))
@@ -91,7 +101,8 @@ def read_version(task_id: str, headers: Headers, *, length: int) -> Version | Un
 def matches(version: Version, headers: Headers, length: int | None) -> bool:
     """Tell whether an answer carries bytes of `version`: its validator and whole length are that version's.
 
-    An answer without that validator, or without a length (`Content-Range: bytes 0-9/*`), never matches.
+    An answer without that validator, or without a length (`Content-Range: bytes 0-9/*`), never matches; only of a
+    CONTENT version the answer need not say the digest, for storages that registries redirect to do not know it.
     """
     if length != version.length:
         return False
@@ -104,6 +115,8 @@ def matches(version: Version, headers: Headers, length: int | None) -> bool:
             found = _write_id(headers)
         case ValidatorKind.DIGEST:
             found = _digest(headers)
+        case ValidatorKind.CONTENT:
+            found = _digest(headers) or version.validator
     return found == version.validator
 
 
@@ -117,7 +130,7 @@ def conditional_headers(version: Version) -> tuple[tuple[str, str], ...]:
             return (("If-Match", version.validator),)
         case ValidatorKind.LAST_MODIFIED:
             return (("If-Unmodified-Since", version.validator),)
-        case ValidatorKind.GENERATION | ValidatorKind.DIGEST:
+        case ValidatorKind.GENERATION | ValidatorKind.DIGEST | ValidatorKind.CONTENT:
             return ()
 
 

@@ -82,7 +82,7 @@ class Responder:
 
     async def _attempt(self, exchange: Exchange, wanted: Wanted, *, last: bool) -> bool:
         exchange.step = "probe"
-        probe = await self._prober.probe(wanted.source, wanted.task.id)
+        probe = await self._prober.probe(wanted.source, wanted.task.id, wanted.content)
         match probe:
             case Refused():
                 await self._refuse(exchange, probe)

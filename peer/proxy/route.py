@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from p2p.control import Source
+from p2p.digests import ExpectedDigest
 from p2p.errors import BadRequestError
 from p2p.fields import single, values
 from p2p.identity import Task, identify, parse_filters, recognise
@@ -25,11 +26,15 @@ _SIGNED = re.compile(r"SignedHeaders=([^\s,&]+)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An object that goes through P2P: which one, and the caller's own way to its origin."""
+    """An object that goes through P2P: which one, and the caller's own way to its origin.
+
+    `content` is the digest that the request itself names, which is then the object's only version.
+    """
 
     task: Task
     source: Source = field(repr=False)
     rule: Rule = DEFAULT_RULE
+    content: ExpectedDigest | None = None
 
 
 def require_absolute(target: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from p2p.control import Source
+from p2p.digests import ExpectedDigest
 from p2p.fields import single
 from p2p.ranges import ByteRange, parse_content_range
 from p2p.versions import Unkeepable, Version, read_version
@@ -63,29 +64,33 @@ class Prober:
     def __init__(self, client: OriginClient) -> None:
         self._client = client
 
-    async def probe(self, source: Source, task_id: str) -> Probe:
+    async def probe(self, source: Source, task_id: str, content: ExpectedDigest | None = None) -> Probe:
         """Ask for the first byte of `source` and return what the answer means for task `task_id`.
+
+        `content` is the digest that the request names, if it does: it is the version then.
 
         Raises BadRequestError, OriginUnreachableError, OriginStalledError, and OriginError for redirects that lead
         nowhere. A kept-alive connection that turns out to be dead is replaced once, by aiohttp.
         """
         source = Source(source.url, for_pieces(source.headers))
-        probe = await self._ask(source, task_id, _ONE_BYTE)
+        probe = await self._ask(source, task_id, content, _ONE_BYTE)
         if isinstance(probe, Refused) and _says_empty(probe):
             # A 416 describes its own error page, not the object: ask for the whole, which is nothing.
-            return await self._ask(source, task_id, _IDENTITY)
+            return await self._ask(source, task_id, content, _IDENTITY)
         return probe
 
-    async def _ask(self, source: Source, task_id: str, extra: Fields) -> Probe:
+    async def _ask(self, source: Source, task_id: str, content: ExpectedDigest | None, extra: Fields) -> Probe:
         response, source = await self._client.follow("GET", source, extra)
         try:
             with origin_errors(source.url):
-                return await self._judge(response, source, task_id)
+                return await self._judge(response, source, task_id, content)
         finally:
             # An answer read to its end returns its connection to the pool; any other is cut off.
             response.release()
 
-    async def _judge(self, response: aiohttp.ClientResponse, source: Source, task_id: str) -> Probe:
+    async def _judge(
+        self, response: aiohttp.ClientResponse, source: Source, task_id: str, content: ExpectedDigest | None
+    ) -> Probe:
         fields = fields_of(response)
         if response.status >= 400:
             body = await read_at_most(response, REFUSAL_BYTES)
@@ -99,7 +104,7 @@ class Prober:
             length = 0
         else:
             return Stream(f"the origin answered {response.status} to a request for one byte")
-        version = read_version(task_id, fields, length=length)
+        version = read_version(task_id, fields, length=length, content=content)
         if isinstance(version, Unkeepable):
             return Stream(version.reason)
         return Keepable(version, fields, source)
