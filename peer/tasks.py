@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from p2p.auth import ClusterSecret
 from p2p.control import ORIGIN, Assignment, Dropped, PeerMessage, Source
+from p2p.digests import ExpectedDigest
 from p2p.errors import DamselflyError, StoppingError, StoreError
 from p2p.identity import Store as StoreKind
 from p2p.identity import Task, identify
@@ -24,7 +26,9 @@ from p2p.telemetry import logger
 from p2p.versions import Version
 from peer.core.messages import Assigned, SchedulerDown, SchedulerUp
 from peer.download.driver import Download, Tally, TransferPool
+from peer.prefetch import Demand, Prefetcher
 from peer.store import Entry, Store
+from peer.verify import ObjectDigests, Verification
 
 log = logger(__name__)
 
@@ -59,11 +63,14 @@ class TaskStatus:
 
 
 class Reader:
-    """A claim on a range of one version's bytes; `async with` it."""
+    """A claim on a range of one version's bytes; `async with` it. `demand` counts it while it waits for a piece."""
 
-    def __init__(self, entry: Entry, wanted: ByteRange, download: Download | None, source: Source) -> None:
+    def __init__(
+        self, entry: Entry, wanted: ByteRange, download: Download | None, source: Source, demand: Demand | None
+    ) -> None:
         self.entry = entry
         self.wanted = wanted
+        self._demand = demand
         self._download = download
         self._failure: DamselflyError | None = None
         self._first_missing = -1
@@ -98,7 +105,8 @@ class Reader:
                 raise StoreError(
                     f"piece {index} of version {self.entry.version.id} was removed while it was being read"
                 )
-            await self.entry.wait(index)
+            with self._demand.waiting() if self._demand is not None else nullcontext():
+                await self.entry.wait(index)
         rest = layout.covering(ByteRange(offset, self.wanted.stop))
         gaps = landed.missing(rest)
         return layout.offset(gaps[0].start) if gaps else self.wanted.stop
@@ -143,6 +151,9 @@ class TaskManager:
         self._downloads: dict[str, Download] = {}
         self._tallies: OrderedDict[str, Tally] = OrderedDict()
         self._duties: asyncio.Queue[Assignment] = asyncio.Queue()
+        self._demand = Demand()
+        self._prefetcher = Prefetcher(scope, self._demand, claim=store.entry, read=self._background)
+        self._digests = ObjectDigests(scope, disown=self._disown)
         self._stopping = False
 
     async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> Reader:
@@ -150,18 +161,22 @@ class TaskManager:
 
         `source` is the caller's own way to the origin, which has just shown that the caller may read this version.
         """
-        if self._stopping:
-            raise StoppingError("this peer is shutting down")
+        self._require_running()
         entry = await self._store.entry(task, version)
-        try:
-            wanted = wanted or ByteRange(0, version.length)
-            span = entry.layout.covering(wanted)
-            await entry.ensure_verified(span)
-            here = entry.landed.covers(span)
-            return Reader(entry, wanted, None if here else self._download(entry), source)
-        except BaseException:
-            entry.release()
-            raise
+        return await self._reader(entry, wanted or ByteRange(0, version.length), source, self._demand)
+
+    async def verify(self, task: Task, version: Version, source: Source, expected: ExpectedDigest) -> Verification:
+        """Begin to compare a version, which must not be empty, with the digest that is expected of it.
+
+        All of it is wanted for that. A version without the expected digest is dropped from this host, unless
+        somebody else expected the one it has.
+        """
+        return self._digests.verify(await self.open(task, version, source), expected)
+
+    def prefetch(self, task: Task, version: Version, source: Source) -> None:
+        """Bring what is missing of a version here, in the background, for as long as `source` may read it."""
+        if not self._stopping:
+            self._prefetcher.begin(task, version, source)
 
     def assigned(self, assignment: Assignment) -> None:
         """Take an assignment from a scheduler: for a download that is under way, or a seed's duty."""
@@ -234,6 +249,29 @@ class TaskManager:
         error = StoppingError("this peer is shutting down")
         for download in tuple(self._downloads.values()):
             await download.stop(error)
+
+    async def _reader(self, entry: Entry, wanted: ByteRange, source: Source, demand: Demand | None) -> Reader:
+        """Return a reader that takes over one reference to the entry."""
+        try:
+            span = entry.layout.covering(wanted)
+            await entry.ensure_verified(span)
+            self._require_running()
+            here = entry.landed.covers(span)
+            return Reader(entry, wanted, None if here else self._download(entry), source, demand)
+        except BaseException:
+            entry.release()
+            raise
+
+    def _require_running(self) -> None:
+        if self._stopping:
+            raise StoppingError("this peer is shutting down")
+
+    async def _background(self, entry: Entry, wanted: ByteRange, source: Source) -> Reader:
+        return await self._reader(entry, wanted, source, None)
+
+    async def _disown(self, version_id: str) -> None:
+        await self._store.remove_version(version_id)
+        self.dropped(version_id)
 
     def _download(self, entry: Entry) -> Download:
         version_id = entry.version.id

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from p2p.control import Source
+from p2p.digests import ExpectedDigest
 from p2p.identity import Task
 from p2p.ranges import ByteRange
 from p2p.versions import Version
@@ -42,8 +43,32 @@ class Reader(Protocol):
         """Give the claim up."""
 
 
+class Verification(Protocol):
+    """A claim on the verdict over all bytes of a version; leaving it lets go of the interest in them."""
+
+    async def verdict(self) -> None:
+        """Return once the object is known to be the expected one.
+
+        Raises DigestMismatchError, and what ended the download.
+        """
+
+    async def __aenter__(self) -> Self:
+        """Enter the claim."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the claim up."""
+
+
 class Tasks(Protocol):
     """The one door to content on this host."""
 
     async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> Reader:
         """Return a reader of `wanted` (all bytes by default; never empty) of `version`."""
+
+    async def verify(self, task: Task, version: Version, source: Source, expected: ExpectedDigest) -> Verification:
+        """Begin to verify a version, which must not be empty, as its bytes land."""
+
+    def prefetch(self, task: Task, version: Version, source: Source) -> None:
+        """Bring what is missing of a version here, in the background."""

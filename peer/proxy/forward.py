@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator
 import aiohttp
 
 from p2p.control import Source
+from p2p.digests import ExpectedDigest
 from p2p.errors import OriginStalledError
 from p2p.fields import single
+from peer.proxy.digest import expected_digest, verified
 from peer.proxy.exchange import Exchange
 from peer.source.client import OriginClient, fields_of, origin_errors
 from peer.source.fields import Fields, end_to_end, for_origin
@@ -34,6 +36,7 @@ class Forwarder:
         BadRequestError; ConnectionError when the client is gone.
         """
         exchange.step = "forward"
+        expected = expected_digest(exchange.method, exchange.fields)
         source = Source(exchange.url, (*for_origin(exchange.fields), self._via))
         if exchange.request.body_exists:
             response = await self._upload(exchange, source)
@@ -44,11 +47,18 @@ class Forwarder:
                 exchange.method, source.url, source.headers, stall_seconds=self._stall_seconds
             )
         try:
-            await self._answer(exchange, source.url, response, extra)
+            await self._answer(exchange, source.url, response, extra, expected)
         finally:
             response.release()
 
-    async def _answer(self, exchange: Exchange, url: str, response: aiohttp.ClientResponse, extra: Fields) -> None:
+    async def _answer(
+        self,
+        exchange: Exchange,
+        url: str,
+        response: aiohttp.ClientResponse,
+        extra: Fields,
+        expected: ExpectedDigest | None,
+    ) -> None:
         if response.status >= 400 and exchange.told_by_reset:
             exchange.reset()
             return
@@ -57,6 +67,7 @@ class Forwarder:
         received = fields_of(response)
         replaced = {name.lower() for name, _ in extra}
         kept = tuple((name, value) for name, value in end_to_end(received) if name.lower() not in replaced)
+        body = verified(response.status, expected, length=_length(received))
         await exchange.send_head(
             response.status, (*kept, self._via, *extra), length=_length(received), reason=response.reason
         )
@@ -65,7 +76,10 @@ class Forwarder:
                 chunk = await response.content.readany()
             if not chunk:
                 break
-            await exchange.send(chunk)
+            if ready := body.feed(chunk):
+                await exchange.send(ready)
+        if last := body.finish():
+            await exchange.send(last)
         await exchange.finish()
 
     async def _upload(self, exchange: Exchange, source: Source) -> aiohttp.ClientResponse:

@@ -12,9 +12,9 @@ from p2p.errors import BadRequestError
 from p2p.fields import single, values
 from p2p.identity import Task, identify, parse_filters, recognise
 from peer.core.rules import DEFAULT_RULE, Action, Rule
+from peer.proxy.signals import USE_P2P, choice
 from peer.source.fields import REPHRASED, Fields, for_pieces
 
-USE_P2P = "X-Dragonfly-Use-P2P"
 FILTERS = ("X-Dragonfly-Filter", "X-Dragonfly-Filtered-Query-Params")
 TAG = "X-Dragonfly-Tag"
 APPLICATION = "X-Dragonfly-Application"
@@ -64,10 +64,10 @@ def route(method: str, url: str, fields: Fields, *, has_body: bool, rule: Rule =
     otherwise; `X-Dragonfly-Use-P2P` overrules both either way. The rule's filters add to the request's; its tag and
     application hold where the request names none. Raises BadRequestError for a header that cannot be understood.
     """
-    choice = _choice(fields)
-    if method not in {"GET", "HEAD"} or has_body or choice is False or _pins_the_request(url, fields):
+    chosen = choice(fields, USE_P2P)
+    if method not in {"GET", "HEAD"} or has_body or chosen is False or _pins_the_request(url, fields):
         return None
-    if choice is None and rule.action is not Action.P2P:
+    if chosen is None and rule.action is not Action.P2P:
         found = recognise(url) if rule.action is Action.AUTO else None
         if found is None or not found.presigned:
             return None
@@ -84,15 +84,6 @@ def names_peer(fields: Fields, peer_id: str) -> bool:
     """Tell whether `Via` says that the request has been through this peer before (RFC 9110 §7.6.3)."""
     received_by = (member.split() for value in values(fields, "Via") for member in value.split(","))
     return any(len(words) > 1 and words[1].lower() == peer_id.lower() for words in received_by)
-
-
-def _choice(fields: Fields) -> bool | None:
-    value = single(fields, USE_P2P)
-    if value is None:
-        return None
-    if value.lower() not in {"true", "false"}:
-        raise BadRequestError(f"{USE_P2P}: {value!r} is neither true nor false")
-    return value.lower() == "true"
 
 
 def _pins_the_request(url: str, fields: Fields) -> bool:

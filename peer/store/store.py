@@ -321,6 +321,11 @@ class Store:
         removed = await self._remove(records.remove_task(self._directory, task_id))
         return tuple(one.version_id for one in removed)
 
+    async def remove_version(self, version_id: str) -> None:
+        """Remove one version, if it is held, as `remove` does. Raises StoreError."""
+        self._check_open()
+        await self._remove(records.remove_versions(self._directory, (version_id,)))
+
     async def evict(self, target_bytes: int) -> int:
         """Remove versions that nobody refers to, least recently used first, until at most `target_bytes` are held.
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from p2p.control import Source
+from p2p.digests import ExpectedDigest
 from p2p.errors import DamselflyError
 from p2p.identity import Task
 from p2p.ranges import ByteRange
@@ -76,6 +77,28 @@ class MemoryReader:
         self._tasks.released.set()
 
 
+class MemoryVerification:
+    """Judges once everything has landed."""
+
+    def __init__(self, tasks: MemoryTasks, expected: ExpectedDigest) -> None:
+        self._tasks = tasks
+        self._expected = expected
+
+    async def verdict(self) -> None:
+        await self._tasks.downloads[-1].ready(len(self._tasks.content) - 1)
+        hasher = self._expected.hasher()
+        hasher.update(self._tasks.content)
+        self._expected.verify(hasher)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held."""
+
+
 @dataclass
 class Opening:
     task: Task
@@ -95,6 +118,7 @@ class MemoryTasks:
     openings: list[Opening] = field(default_factory=list)
     readers: set[MemoryReader] = field(default_factory=set)
     downloads: list[Download] = field(default_factory=list)
+    prefetched: list[Opening] = field(default_factory=list)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -107,6 +131,14 @@ class MemoryTasks:
         self.downloads.append(download)
         self.opened.set()
         return MemoryReader(self, download, wanted or ByteRange(0, version.length))
+
+    async def verify(
+        self, task: Task, version: Version, source: Source, expected: ExpectedDigest
+    ) -> MemoryVerification:
+        return MemoryVerification(self, expected)
+
+    def prefetch(self, task: Task, version: Version, source: Source) -> None:
+        self.prefetched.append(Opening(task, version, source, None))
 
     def close(self) -> None:
         for download in self.downloads:

@@ -1,0 +1,85 @@
+"""Sends chosen bytes of one version to a client as they land, the last of them only when their digest is verified."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal
+
+from p2p.control import Source
+from p2p.digests import ExpectedDigest
+from p2p.identity import Task
+from p2p.pieces import PieceLayout
+from p2p.versions import Version
+from peer.proxy.contract import Reader, Tasks, Verification
+from peer.proxy.exchange import Exchange
+from peer.proxy.multipart import Body
+
+
+class Delivery:
+    """A body on its way to one client; made by `delivering`."""
+
+    def __init__(self, body: Body, readers: Sequence[Reader], verification: Verification | None, length: int) -> None:
+        self._body = body
+        self._readers = readers
+        self._verification = verification
+        last = body.parts[-1].wanted
+        layout = PieceLayout.of(length)
+        # Where the last piece of the response begins: until there bytes may go out on trust.
+        self._withheld = max(last.start, layout.offset(layout.covering(last).stop - 1)) if verification else last.stop
+
+    async def begin(self) -> Literal["local", "remote", "origin"]:
+        """Wait until the first byte may go out, and return where it came from.
+
+        Raises what ended the download, and DigestMismatchError: the client can still be told by a status.
+        """
+        first = self._body.parts[0].wanted.start
+        await self._readers[0].ready(first)
+        if self._verification is not None and len(self._readers) == 1 and self._withheld == first:
+            await self._verification.verdict()
+        return self._readers[0].origin_of_bytes
+
+    async def send(self, exchange: Exchange) -> None:
+        """Send the body. Raises what ended the download, DigestMismatchError, and ConnectionError."""
+        *others, (last, reader) = zip(self._body.parts, self._readers, strict=True)
+        for part, its in others:
+            await exchange.send(part.head)
+            await _send(exchange, its, part.wanted.start, part.wanted.stop)
+        if last.head:
+            await exchange.send(last.head)
+        await _send(exchange, reader, last.wanted.start, self._withheld)
+        if self._verification is not None:
+            await self._verification.verdict()
+            await _send(exchange, reader, self._withheld, last.wanted.stop)
+        if self._body.tail:
+            await exchange.send(self._body.tail)
+
+
+async def _send(exchange: Exchange, reader: Reader, offset: int, stop: int) -> None:
+    while offset < stop:
+        ready = min(await reader.ready(offset), stop)
+        await exchange.send_file(reader.entry.fd, offset, ready - offset)
+        offset = ready
+
+
+@asynccontextmanager
+async def delivering(
+    tasks: Tasks,
+    task: Task,
+    version: Version,
+    source: Source,
+    body: Body,
+    expected: ExpectedDigest | None = None,
+) -> AsyncIterator[Delivery]:
+    """Want the bytes of `body` of a version while the context lasts; with `expected` the whole object is, to hash it.
+
+    Raises StoreError kinds and StoppingError.
+    """
+    async with AsyncExitStack() as stack:
+        readers = [
+            await stack.enter_async_context(await tasks.open(task, version, source, part.wanted)) for part in body.parts
+        ]
+        verification = None
+        if expected is not None:
+            verification = await stack.enter_async_context(await tasks.verify(task, version, source, expected))
+        yield Delivery(body, readers, verification, version.length)
