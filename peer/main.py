@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import signal
 import socket
-import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 from pathlib import Path
 
-import uvloop
 from aiohttp import web
 
 from p2p.auth import ClusterSecret, require_secret
 from p2p.config import Address
 from p2p.control import Hello
-from p2p.errors import ConfigError, DamselflyError, StoreError
+from p2p.daemon import StopSignals, bound, listen, run_daemon
+from p2p.errors import ConfigError, StoreError
 from p2p.tasks import TaskScope
-from p2p.telemetry import configure_logging, logger
-from peer.download.transfer import Transfers
+from p2p.telemetry import logger
+from peer.download.transfer import Transfers, TransferSettings
 from peer.http import application
 from peer.link import Link, Links
 from peer.proxy.server import ProxyServer
-from peer.source.client import OriginClient
+from peer.source.client import OriginClient, OriginSettings
 from peer.store import Store
 from peer.tasks import TaskManager
 from peer.upload.server import PieceServer
 
 log = logger(__name__)
 
-EXIT_CONFIG = 2
-"""Exit status for settings that cannot work: the message on standard error says which and what to do."""
+_API_STOP_SECONDS = 2.0
+"""How long a request to the HTTP endpoints may take to end when the peer stops."""
+
+_SYNC_SECONDS = 10.0
+"""How long data may take to be forced to the disk when the peer stops, unless it is told twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class PeerSettings:
     advertise: str | None = None
     host_id: str | None = None
     cluster_secret_file: Path | None = None
+    origin_ca_file: Path | None = None
     capacity: int | None = None
     upload_slots: int = 16
     drain_seconds: float = 30.0
@@ -58,22 +59,14 @@ class PeerSettings:
 
 def run(settings: PeerSettings) -> int:
     """Run a peer until SIGTERM or SIGINT; return the exit status."""
-    try:
-        configure_logging(level=settings.log_level, daemon="seed" if settings.seed else "peer")
-        uvloop.run(_serve(settings))
-    except (ConfigError, StoreError) as error:
-        print(f"damselfly peer: {error}", file=sys.stderr)
-        return EXIT_CONFIG
-    return 0
+    daemon = "seed" if settings.seed else "peer"
+    return run_daemon("peer", lambda: _serve(settings), log_level=settings.log_level, daemon=daemon)
 
 
 async def _serve(settings: PeerSettings) -> None:
     secret = ClusterSecret.load(settings.cluster_secret_file) if settings.cluster_secret_file else None
-    require_secret(secret, settings.pieces.host, settings.http.host)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    require_secret(secret, settings.proxy.host, settings.pieces.host, settings.http.host)
+    stopping = StopSignals()
     sockets = {
         "proxy": listen(settings.proxy, "--proxy-listen"),
         "pieces": listen(settings.pieces, "--piece-listen"),
@@ -89,7 +82,7 @@ async def _serve(settings: PeerSettings) -> None:
         host_id = settings.host_id or _host_id(settings.data_dir)
         await _run(settings, secret, store, host_id, sockets, dropped, stopping)
     finally:
-        await store.close()
+        await store.close(sync_seconds=0.0 if stopping.hurry.is_set() else _SYNC_SECONDS)
 
 
 async def _run(
@@ -99,7 +92,7 @@ async def _run(
     host_id: str,
     sockets: dict[str, socket.socket],
     managers: list[TaskManager],
-    stopping: asyncio.Event,
+    stopping: StopSignals,
 ) -> None:
     hello = Hello(
         host_id=host_id,
@@ -109,8 +102,9 @@ async def _run(
         labels=settings.labels,
         software=f"damselfly/{package_version('damselfly')}",
     )
-    transfers = Transfers()
-    client = OriginClient()
+    origin = OriginSettings(ca_file=settings.origin_ca_file)
+    transfers = Transfers(TransferSettings(origin=origin))
+    client = OriginClient(origin)
     try:
         async with TaskScope() as scope:
             links = Links(
@@ -136,9 +130,10 @@ async def _run(
                     store,
                     schedulers=links.status,
                     secret=secret,
-                    ready=lambda: not stopping.is_set(),
+                    ready=lambda: not stopping.told.is_set(),
                 ),
                 access_log=None,
+                shutdown_timeout=_API_STOP_SECONDS,
             )
             await api.setup()
             await web.SockSite(api, sockets["http"]).start()
@@ -146,59 +141,45 @@ async def _run(
             await proxy.start(sockets["proxy"])
             scope.spawn(tasks.run(), name="duties")
             scope.spawn(links.run(), name="links")
-            log.info("ready", host=host_id, **{name: _bound(sock) for name, sock in sockets.items()})
-            await stopping.wait()
+            log.info("ready", host=host_id, **{name: str(bound(sock)) for name, sock in sockets.items()})
+            await stopping.told.wait()
             log.info("stopping", drain_seconds=settings.drain_seconds)
-            await proxy.shutdown(settings.drain_seconds)
-            await tasks.stop()
-            await pieces.shutdown(settings.drain_seconds)
+
+            async def stop(grace_seconds: float) -> None:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(proxy.shutdown(grace_seconds), name="drain of the proxy")
+                    group.create_task(pieces.shutdown(grace_seconds), name="drain of the piece server")
+                await tasks.stop()
+
+            await stopping.drain(stop, settings.drain_seconds)
             await api.cleanup()
     finally:
         await transfers.close()
         await client.close()
-
-
-def listen(address: Address, flag: str) -> socket.socket:
-    """Bind a listening socket; raise ConfigError naming the flag if the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address.host, address.port))
-        sock.listen(1024)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(
-            f"cannot listen on {address}: {os.strerror(error.errno or 0)}; free the port or choose another with {flag}"
-        ) from error
-    return sock
-
-
-def _bound(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return str(Address(host, port))
+    log.info("stopped")
 
 
 def _advertised(settings: PeerSettings, pieces: socket.socket) -> Address:
-    host, port = pieces.getsockname()[:2]
+    address = bound(pieces)
     if settings.advertise:
-        return Address(settings.advertise, port)
-    if host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+        return Address(settings.advertise, address.port)
+    if address.host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
         raise ConfigError(
-            f"--piece-listen {host}:{port} tells other hosts nothing to dial; name this host with --advertise"
+            f"--piece-listen {address} tells other hosts nothing to dial; name this host with --advertise"
         )
-    return Address(host, port)
+    return address
 
 
 def _host_id(data_dir: Path) -> str:
     """Return the id that this data directory keeps for its host, made at its first start."""
     path = data_dir / "host-id"
     try:
-        return path.read_text().strip()
-    except FileNotFoundError:
+        if path.exists():
+            return path.read_text().strip()
         host_id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         path.write_text(host_id + "\n")
-        return host_id
     except OSError as error:
-        raise DamselflyError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise StoreError(
+            f"cannot keep this host's id in {str(path)!r}: {error.strerror}; make it writable, or give --host-id"
+        ) from error
+    return host_id
