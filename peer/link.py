@@ -85,6 +85,8 @@ class Link:
                 await self._session()
             except (grpc.aio.AioRpcError, DamselflyError, OSError, TimeoutError) as error:
                 self._complain(error)
+            except Exception:  # a defect costs this session, not the daemon with all its clients
+                log.exception("defect in a scheduler session", scheduler=self.address)
             wait = shortest if self.connected else min(wait * 2, longest)
             self._disconnected()
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
@@ -94,7 +96,7 @@ class Link:
             call: Session = SchedulerStub(channel).Session(metadata=session_metadata(self._secret, self._hello.host_id))
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    await call.write(peer_message_to_proto(self._hello))
+                    await self._write(call, peer_message_to_proto(self._hello))
                     first = await self._read(call)
                 if first.WhichOneof("body") != "welcome":
                     raise DamselflyError(f"the scheduler at {self.address} did not welcome this host")
@@ -114,16 +116,16 @@ class Link:
         async for holding in self._holdings():
             batch.append(holding)
             if len(batch) == HOLDINGS_PER_MESSAGE:
-                await call.write(peer_message_to_proto(Holdings(tuple(batch), last=False)))
+                await self._write(call, peer_message_to_proto(Holdings(tuple(batch), last=False)))
                 batch.clear()
-        await call.write(peer_message_to_proto(Holdings(tuple(batch))))
+        await self._write(call, peer_message_to_proto(Holdings(tuple(batch))))
         while True:
             try:
                 async with asyncio.timeout(heartbeat):
                     message = peer_message_to_proto(await self._outbox.get())
             except TimeoutError:
                 message = PeerProto(heartbeat=Heartbeat())
-            await call.write(message)
+            await self._write(call, message)
 
     async def _listen(self, call: Session, patience: float) -> None:
         while True:
@@ -131,6 +133,13 @@ class Link:
                 message = await self._read(call)
             if message.WhichOneof("body") == "assignment":
                 self._on_assignment(scheduler_message_from_proto(message))
+
+    async def _write(self, call: Session, message: PeerProto) -> None:
+        try:
+            await call.write(message)
+        except asyncio.InvalidStateError:
+            # What gRPC raises when the call has ended and nobody has read its status yet.
+            raise DamselflyError(f"the session with the scheduler at {self.address} broke") from None
 
     async def _read(self, call: Session) -> SchedulerProto:
         message = await call.read()

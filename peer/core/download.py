@@ -11,8 +11,9 @@ A seed's *duty* (pieces the scheduler told it to bring from the origin for other
 wanted by nobody here. No two transfers ever fetch one piece: both would write the same bytes of the same file, and a
 faulty one could damage what the other had verified.
 
-With a scheduler the machine follows assignments. Without one, or when the scheduler leaves the download without a
-landed piece for PATIENCE_SECONDS, it is *alone* and takes what it wants from the origin itself.
+With a scheduler the machine follows assignments. Without one, GRACE_SECONDS after it went away, or when it leaves the
+download without a landed piece for PATIENCE_SECONDS, the download is *alone* and takes what it wants from the origin
+itself.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ TRANSFER_BYTES = 16 * MIB
 
 PARENT_TRANSFERS = 4
 """Concurrent transfers from other hosts, all parents of one download together."""
+
+GRACE_SECONDS = 2.0
+"""How long a download that a scheduler has planned waits for it, or another, to come back: a restart takes less, and
+the peers would otherwise all go to the origin for the same pieces."""
 
 PATIENCE_SECONDS = 30.0
 """How long a download bears without a landed piece what its scheduler plans, before it goes to the origin itself."""
@@ -92,6 +97,7 @@ class DownloadCore:
         self._flights: dict[int, _Flight] = {}
         self._next_transfer = 1
         self._last_landing = 0.0
+        self._alone_at = 0.0
 
     @property
     def wanted(self) -> Bitmap:
@@ -119,7 +125,7 @@ class DownloadCore:
             case SchedulerUp():
                 self._scheduler_up(now, commands)
             case SchedulerDown():
-                self._scheduler, self.alone = False, True
+                self._scheduler, self._alone_at = False, now + GRACE_SECONDS
             case PieceLanded():
                 self._piece_landed(event, now, commands)
             case TransferEnded():
@@ -137,9 +143,11 @@ class DownloadCore:
 
     def next_deadline(self) -> float | None:
         """Return when a Tick is due (monotonic seconds), or None."""
-        if self.alone or self._flights or not self.wanted:
+        if self.alone or not self.wanted:
             return None
-        return self._last_landing + PATIENCE_SECONDS
+        if not self._scheduler:
+            return self._alone_at
+        return None if self._flights else self._last_landing + PATIENCE_SECONDS
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every piece is where the module's header says."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from p2p.control import ORIGIN, Hello, Source
 from p2p.pieces import Bitmap, PieceLayout, Span
@@ -33,6 +34,9 @@ class Limits:
     """Seconds without progress after which a child's pieces are taken from a parent, beside the time of a piece."""
     origin_silence: float = 10.0
     """The same for pieces from the origin."""
+    settle: float = 2.0
+    """Seconds after its start in which a scheduler sends nobody to the origin for a version it knows from before: those
+    who hold it are about to say so."""
     slowest: int = 4 * 1024 * 1024
     """Bytes per second below which a piece counts as stalled."""
 
@@ -147,6 +151,8 @@ class Swarm:
         self.size = self.layout.count
         self.digests = Digests()
         self.journal_read = False
+        self.origin_from = -inf
+        """Before this time nobody is sent to the origin."""
         self.peers: dict[str, Peer] = {}
         self.open: dict[str, Peer] = {}
         """The peers whose host has a free upload slot."""
@@ -300,6 +306,8 @@ class State:
         self.dirty: dict[str, None] = {}
         """Versions that the next pass looks at."""
         self.timers: list[tuple[float, int, str, str]] = []
+        self.began: float | None = None
+        """When the first event came."""
         self._timers_set = 0
 
     def swarm(self, version: Version) -> tuple[Swarm, bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 from p2p.control import ORIGIN, Assignment, Part, Source
@@ -84,6 +85,8 @@ class SchedulerCore:
         """
         self._now = now
         state = self._state
+        if state.began is None:
+            state.began = now
         match event:
             case Tick():
                 return self._tick(now)
@@ -184,7 +187,10 @@ class SchedulerCore:
         """Hand out everything that can be handed out in a swarm: children take turns, a part each."""
         state, limits = self._state, self._state.limits
         started: list[Flight] = []
-        if swarm.origin_pending:
+        if swarm.origin_pending and now < swarm.origin_from:
+            for host_id in islice(swarm.wanting, 1):
+                state.arm(swarm, swarm.peers[host_id], swarm.origin_from)
+        elif swarm.origin_pending:
             while (choice := assign.origin_part(swarm, state.seeds, limits=limits, now=now)) is not None:
                 started.append(self._start(swarm, choice, now))
             swarm.origin_pending = False

@@ -169,6 +169,8 @@ def journal_read(state: State, event: JournalRead) -> list[Command]:
     if swarm is None:
         return commands
     swarm.journal_read = True
+    if event.digests and state.began is not None:
+        swarm.origin_from = state.began + state.limits.settle
     for index, digest in event.digests.items():
         if index < swarm.size:
             liars = swarm.digests.recall(index, digest)

@@ -161,6 +161,7 @@ class DownloadMachine(RuleBasedStateMachine):
             return
         if self.scheduler:
             self.scheduler_comes_or_goes()
+        self.time_passes()
         while self.running:
             transfer = min(self.running)
             for index in sorted(self.left[transfer]):

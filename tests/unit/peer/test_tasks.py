@@ -209,7 +209,8 @@ async def test_a_parents_failure_is_reported_and_costs_the_reader_nothing(tmp_pa
         assert (await reading)[0] == CONTENT
 
 
-async def test_the_scheduler_goes_away_and_the_origin_serves(tmp_path: Path) -> None:
+async def test_the_scheduler_goes_away_and_the_origin_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peer.core.download.GRACE_SECONDS", 0.0)
     async with running(tmp_path, scheduler=True) as peer:
         reading = asyncio.ensure_future(whole(peer))
         await peer.schedulers.heard.wait()

@@ -15,6 +15,7 @@ from scheduler.core.messages import (
     Suspect,
     Unwanted,
 )
+from scheduler.core.model import Limits
 from tests.unit.scheduler.support import Fleet, digest_of, holding_of, sends, source_of, version_of
 
 BIG = version_of(200)
@@ -485,3 +486,21 @@ def test_views_count_pieces() -> None:
         ("seed", True, 1),
         ("a", False, 0),
     ]
+
+
+def test_a_restarted_scheduler_waits_for_the_holders_before_it_asks_the_origin_again() -> None:
+    fleet = Fleet(limits=Limits(settle=2.0))
+    known(fleet)
+    fleet.join("seed", seed=True)
+    fleet.join("a")
+    fleet.want("a", SMALL)
+    fleet.want("a", BIG)
+    assert not fleet.pieces("seed", SMALL), "somebody fetched it before, and may be about to say so"
+    assert fleet.pieces("seed", BIG), "of this one the journal knows nothing"
+    fleet.now = 1.0
+    fleet.join("b")
+    fleet.announce("b", holding_of(SMALL, (Span(0, 4),)))
+    assert set(fleet.pieces("a", SMALL)) == {0, 1, 2, 3}
+    fleet.now = 2.0
+    fleet.apply()
+    assert set(fleet.pieces("seed", SMALL)) == {4, 5, 6, 7, 8, 9}
