@@ -9,13 +9,13 @@ from http import HTTPStatus
 
 from p2p.control import Source
 from p2p.errors import BadRequestError, OriginError, OriginRefusedError, VersionChangedError
-from p2p.fields import http_date, single
+from p2p.fields import single
 from p2p.identity import redact
 from p2p.ranges import ByteRange, format_range, parse_content_range
 from p2p.versions import Version, conditional_headers, matches
 from peer.download.connection import Endpoint
 from peer.source.client import REDIRECTS
-from peer.source.fields import Fields, across_hosts, for_pieces
+from peer.source.fields import Fields, across_hosts, for_pieces, retry_after
 from peer.source.urls import exact_url, origin_of, redirect_target
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -87,7 +87,7 @@ def judge_origin(
     if status in REDIRECTS and (location := single(headers, "location")):
         return Redirect(location)
     if status in _TRANSIENT or status >= 500:
-        return Later(status, _retry_after(headers))
+        return Later(status, retry_after(headers))
     if status in (412, 416):
         raise VersionChangedError(f"the origin no longer has version {version.id} ({status}) of {redact(url)}")
     raise OriginRefusedError(status, f"{_phrase(status)} ({redact(url)})")
@@ -123,15 +123,6 @@ def _require_bytes(url: str, version: Version, wanted: ByteRange, status: int, h
             f"the origin answered {status} with bytes {sent.start}-{sent.stop - 1} instead of "
             f"{wanted.start}-{wanted.stop - 1}: it does not serve ranges ({redact(url)})"
         )
-
-
-def _retry_after(headers: Fields) -> float:
-    """Return the seconds of a `Retry-After`; a date counts from the answer's own `Date` (RFC 9110 §10.2.3)."""
-    field = single(headers, "retry-after") or ""
-    if re.fullmatch(r"[0-9]{1,9}", field):
-        return float(field)
-    until, now = http_date(field), http_date(single(headers, "date") or "")
-    return float(max(0, until - now)) if until is not None and now is not None else 0.0
 
 
 def _phrase(status: int) -> str:

@@ -52,6 +52,7 @@ from peer.download.connection import (
 )
 from peer.download.landing import Landing, Target
 from peer.download.origin import Later, Redirect, endpoint_of, judge_origin, range_request, redirected, request_head
+from peer.source.backoff import Backoff
 from peer.source.client import MAX_REDIRECTS, OriginSettings, tls_context
 from peer.source.fields import Fields
 
@@ -118,6 +119,7 @@ class Transfers:
         self._settings = settings = settings or TransferSettings()
         self._origin_limits = Limits(settings.origin.connect_seconds, settings.origin.stall_seconds)
         self._tls = tls_context(settings.origin.ca_file)
+        self._backoff = Backoff(settings.attempts, settings.backoff_seconds, settings.longest_pause_seconds)
         self._random = random or Random()  # noqa: S311  # spreads retries out; keeps no secret
         self._sleep = sleep
         self._workers = asyncio.Semaphore(settings.workers)
@@ -181,9 +183,10 @@ class Transfers:
             failures = 1 if landed else failures + 1
             # An origin that says nothing for a whole deadline is not asked again: the caller has waited long enough.
             silent = isinstance(setback.error, OriginStalledError) and not landed
-            if silent or failures >= self._settings.attempts or setback.seconds > self._settings.longest_pause_seconds:
+            pause = self._backoff.pause(failures, setback.seconds, self._random)
+            if silent or pause is None:
                 raise setback.error
-            await self._sleep(max(setback.seconds, self._pause(failures)))
+            await self._sleep(pause)
 
     async def close(self) -> None:
         """End every transfer (StoppingError) and every connection, and wait for the threads."""
@@ -220,11 +223,6 @@ class Transfers:
                 case None:
                     return None
         raise OriginError(f"{redact(source.url)} redirected more than {MAX_REDIRECTS} times")
-
-    def _pause(self, failures: int) -> float:
-        # At least half of it, so that a struggling origin does get its rest, and jittered, so that hosts spread out.
-        longest = min(self._settings.longest_pause_seconds, self._settings.backoff_seconds * 2 ** (failures - 1))
-        return self._random.uniform(longest / 2, longest)
 
     async def _exchange(self, request: _Request[T]) -> T | None:
         """Do one exchange; return what `judge` makes of the answer's head, or None once the body has landed.

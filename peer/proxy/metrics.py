@@ -25,4 +25,10 @@ FIRST_BYTE_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=REGISTRY,
 )
+FRESHNESS = Counter(
+    "damselfly_proxy_freshness_total",
+    "Answers to whether a caller may read and which version, by how they came about; stale: in spite of a failure.",
+    ("standing",),
+    registry=REGISTRY,
+)
 ACTIVE_REQUESTS = Gauge("damselfly_proxy_active_requests", "Requests being answered.", registry=REGISTRY)

@@ -6,39 +6,50 @@ reset can tell the client; the response is never ended short.
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 
-from p2p.errors import StoreError, VersionChangedError
+from p2p.control import Source
+from p2p.digests import ExpectedDigest
+from p2p.errors import OriginError, StoreError, VersionChangedError
 from p2p.fields import entity_tags, http_date, single, values
-from p2p.ranges import ByteRange, format_content_range, if_range_matches, not_modified, parse_range
+from p2p.ranges import ByteRange, if_range_matches, not_modified, parse_range
 from p2p.telemetry import logger
 from p2p.versions import passthrough_headers
 from peer.proxy.contract import Tasks
+from peer.proxy.delivery import delivering
+from peer.proxy.digest import expected_digest
 from peer.proxy.exchange import Cache, Exchange
 from peer.proxy.forward import Forwarder
+from peer.proxy.freshness import Freshness, Judged, Standing
+from peer.proxy.multipart import coalesced, compose, may_be_split
 from peer.proxy.route import Wanted
+from peer.proxy.signals import wants_prefetch
 from peer.source.fields import Fields, end_to_end
-from peer.source.http import Keepable, Prober, Refused, Stream
+from peer.source.http import Keepable, Refused, Stream
 
 log = logger(__name__)
+
+RESTARTS = 8
+"""How often a request is begun anew because its object was overwritten before the client had a byte of it."""
 
 _CACHES = {"local": Cache.HIT_LOCAL, "remote": Cache.HIT_REMOTE, "origin": Cache.MISS}
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a request selects of the version at hand; `sent` is the part of a 206, and without it all is sent."""
+    """What a request selects of the version at hand; `sent` are the ranges of a 206, and without any all is sent."""
 
     status: int
-    sent: ByteRange | None = None
+    sent: tuple[ByteRange, ...] = ()
 
 
 def select(method: str, request: Fields, answer: Fields, length: int) -> Selection:
     """Apply a request's conditions and ranges to a version, given the origin's answer (RFC 9110 §13.2.2, §14.2).
 
-    Several ranges are answered with the whole object. Raises RangeNotSatisfiableError.
+    Ranges that overlap are joined. Raises RangeNotSatisfiableError.
     """
     etag, modified, date = single(answer, "etag"), single(answer, "last-modified"), single(answer, "date")
     if not _preconditions_hold(request, etag, modified):
@@ -51,7 +62,9 @@ def select(method: str, request: Fields, answer: Fields, length: int) -> Selecti
     if method != "GET" or wanted is None or not applies:
         return Selection(200)
     ranges = parse_range(wanted, length)
-    return Selection(206, ranges[0]) if ranges is not None and len(ranges) == 1 else Selection(200)
+    if ranges is None or (len(ranges) > 1 and not may_be_split(answer)):
+        return Selection(200)
+    return Selection(206, coalesced(ranges))
 
 
 def _preconditions_hold(request: Fields, etag: str | None, modified: str | None) -> bool:
@@ -65,35 +78,51 @@ def _preconditions_hold(request: Fields, etag: str | None, modified: str | None)
 class Responder:
     """Answers requests that go through P2P."""
 
-    def __init__(self, tasks: Tasks, prober: Prober, forwarder: Forwarder, *, via: str) -> None:
+    def __init__(self, tasks: Tasks, freshness: Freshness, forwarder: Forwarder, *, via: str) -> None:
         self._tasks = tasks
-        self._prober = prober
+        self._freshness = freshness
         self._forwarder = forwarder
         self._via = via
+        agent = via.rpartition(" ")[2]
+        self._warnings: Fields = (
+            ("Warning", f'110 {agent} "Response is Stale"'),
+            ("Warning", f'111 {agent} "Revalidation Failed"'),
+        )
 
     async def respond(self, exchange: Exchange, wanted: Wanted) -> None:
         """Answer one exchange. Raises DamselflyError kinds, and ConnectionError when the client is gone.
 
-        An object that is overwritten before the first byte went out is asked for once more.
+        An object that is overwritten before the first byte went out is asked for anew, and so is one that the origin
+        does not give any more though its leave was still remembered.
         """
         exchange.task_id = wanted.task.id
-        if not await self._attempt(exchange, wanted, last=False):
-            await self._attempt(exchange, wanted, last=True)
+        # Where this leads may be this peer again: only its name in the request tells it so.
+        wanted = replace(wanted, source=Source(wanted.source.url, (*wanted.source.headers, ("Via", self._via))))
+        expected = expected_digest(exchange.method, exchange.fields, wanted.content)
+        for restart in range(RESTARTS + 1):
+            if await self._attempt(exchange, wanted, expected, anew=restart > 0, last=restart == RESTARTS):
+                return
 
-    async def _attempt(self, exchange: Exchange, wanted: Wanted, *, last: bool) -> bool:
+    async def _attempt(
+        self, exchange: Exchange, wanted: Wanted, expected: ExpectedDigest | None, *, anew: bool, last: bool
+    ) -> bool:
+        """Answer, and return True; False if nothing was sent and it is worth beginning anew."""
         exchange.step = "probe"
-        probe = await self._prober.probe(wanted.source, wanted.task.id, wanted.content)
-        match probe:
-            case Refused():
-                await self._refuse(exchange, probe)
-            case Stream():
-                await self._pass_through(exchange, wanted, probe.reason)
-            case Keepable():
+        judged = await self._freshness.judge(wanted, anew=anew)
+        match judged.probe:
+            case Refused() as refusal:
+                await self._refuse(exchange, refusal)
+            case Stream(reason):
+                await self._pass_through(exchange, wanted, reason)
+            case Keepable() as probe:
                 try:
-                    await self._answer(exchange, wanted, probe)
-                except VersionChangedError:
-                    if last or exchange.head_sent:
+                    await self._answer(exchange, wanted, expected, judged, probe)
+                except OriginError as error:
+                    changed = isinstance(error, VersionChangedError)
+                    if last or exchange.head_sent or not (changed or judged.standing is Standing.REMEMBERED):
                         raise
+                    if changed:
+                        self._freshness.changed(wanted)
                     return False
                 except StoreError as error:
                     if exchange.head_sent:
@@ -102,39 +131,31 @@ class Responder:
                     await self._pass_through(exchange, wanted, str(error))
         return True
 
-    async def _answer(self, exchange: Exchange, wanted: Wanted, probe: Keepable) -> None:
+    async def _answer(
+        self, exchange: Exchange, wanted: Wanted, expected: ExpectedDigest | None, judged: Judged, probe: Keepable
+    ) -> None:
         exchange.step = "select"
         length = probe.version.length
         selection = select(exchange.method, exchange.fields, probe.headers, length)
-        fields = self._fields(wanted, probe)
-        if selection.sent is not None:
-            fields += (("Content-Range", format_content_range(selection.sent, length)),)
-        body = selection.sent or ByteRange(0, length)
+        body, fields = compose(selection.sent, length, self._fields(wanted, judged, probe))
+        if expected is not None and not length:
+            expected.verify(expected.hasher())
         if selection.status == 412:
             await exchange.send_whole(412, fields, b"damselfly: the object is another version\n")
-        elif selection.status == 304 or exchange.method == "HEAD" or not body:
-            await exchange.send_head(selection.status, fields, length=None if selection.status == 304 else len(body))
+        elif selection.status == 304 or exchange.method == "HEAD" or not body.length:
+            await exchange.send_head(selection.status, fields, length=None if selection.status == 304 else body.length)
         else:
-            await self._send(exchange, wanted, probe, selection.status, fields, body)
+            exchange.step = "download"
+            async with delivering(self._tasks, wanted.task, probe.version, probe.source, body, expected) as delivery:
+                exchange.cache = _CACHES[await delivery.begin()]
+                fields += (("X-Cache", exchange.cache),)
+                if exchange.cache is not Cache.MISS:
+                    fields += (("Age", _age(probe.headers, judged.age)),)
+                await exchange.send_head(selection.status, fields, length=body.length)
+                await delivery.send(exchange)
         await exchange.finish()
-
-    async def _send(
-        self, exchange: Exchange, wanted: Wanted, probe: Keepable, status: int, fields: Fields, body: ByteRange
-    ) -> None:
-        exchange.step = "download"
-        async with await self._tasks.open(wanted.task, probe.version, probe.source, body) as reader:
-            offset, ready = body.start, await reader.ready(body.start)
-            exchange.cache = _CACHES[reader.origin_of_bytes]
-            fields += (("X-Cache", exchange.cache),)
-            if exchange.cache is not Cache.MISS:
-                fields += (("Age", _age(probe.headers)),)
-            await exchange.send_head(status, fields, length=len(body))
-            while True:
-                await exchange.send_file(reader.entry.fd, offset, ready - offset)
-                offset = ready
-                if offset >= body.stop:
-                    return
-                ready = await reader.ready(offset)
+        if selection.sent and wants_prefetch(exchange.fields, by_rule=wanted.rule.prefetch):
+            self._tasks.prefetch(wanted.task, probe.version, probe.source)
 
     async def _refuse(self, exchange: Exchange, refusal: Refused) -> None:
         if exchange.told_by_reset:
@@ -150,8 +171,9 @@ class Responder:
         extra = (("X-Dragonfly-Task-ID", wanted.task.id), ("X-Cache", Cache.BYPASS))
         await self._forwarder.forward(exchange, follow=True, extra=extra)
 
-    def _fields(self, wanted: Wanted, probe: Keepable) -> Fields:
+    def _fields(self, wanted: Wanted, judged: Judged, probe: Keepable) -> Fields:
         return (
+            *(self._warnings if judged.standing is Standing.STALE else ()),
             *passthrough_headers(probe.headers),
             ("Date", single(probe.headers, "date") or formatdate(time.time(), usegmt=True)),
             ("Accept-Ranges", "bytes"),
@@ -160,7 +182,7 @@ class Responder:
         )
 
 
-def _age(answer: Fields) -> str:
-    """Return the age in seconds: that of the origin's own answer, for it has vouched for the version just now."""
+def _age(answer: Fields, seconds: float) -> str:
+    """Return the age in seconds of the origin's word: the age its answer had, and how long ago that was."""
     age = single(answer, "age") or ""
-    return age if age.isdecimal() else "0"
+    return str((int(age) if re.fullmatch(r"[0-9]{1,9}", age) else 0) + int(seconds))

@@ -5,7 +5,10 @@ Fields are pairs in the order they came; names are compared without regard to ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+from p2p.fields import http_date, single
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -52,3 +55,12 @@ def for_pieces(fields: Iterable[tuple[str, str]]) -> Fields:
 def across_hosts(fields: Iterable[tuple[str, str]]) -> Fields:
     """Return the request fields that may follow a redirect to another host."""
     return tuple((name, value) for name, value in fields if name.lower() in _PORTABLE)
+
+
+def retry_after(fields: Fields) -> float:
+    """Return the seconds of a `Retry-After` (RFC 9110 §10.2.3), 0 without one; a date counts from `Date`."""
+    field = single(fields, "retry-after") or ""
+    if re.fullmatch(r"[0-9]{1,9}", field):
+        return float(field)
+    until, now = http_date(field), http_date(single(fields, "date") or "")
+    return float(max(0, until - now)) if until is not None and now is not None else 0.0

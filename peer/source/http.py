@@ -6,7 +6,10 @@ Never a HEAD: a presigned URL binds the method.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from random import Random
 
 import aiohttp
 
@@ -15,8 +18,9 @@ from p2p.digests import ExpectedDigest
 from p2p.fields import single
 from p2p.ranges import ByteRange, parse_content_range
 from p2p.versions import Unkeepable, Version, read_version
+from peer.source.backoff import Backoff
 from peer.source.client import OriginClient, fields_of, origin_errors, read_at_most
-from peer.source.fields import Fields, for_pieces
+from peer.source.fields import Fields, for_pieces, retry_after
 
 REFUSAL_BYTES = 64 * 1024
 """How much of an origin's error page is passed on."""
@@ -24,6 +28,8 @@ REFUSAL_BYTES = 64 * 1024
 _IDENTITY: Fields = (("Accept-Encoding", "identity"),)
 _ONE_BYTE: Fields = (("Range", "bytes=0-0"), *_IDENTITY)
 _FIRST_BYTE = ByteRange(0, 1)
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that say nothing of the object, and may be another in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +65,43 @@ Probe = Keepable | Refused | Stream
 
 
 class Prober:
-    """Asks origins for one byte."""
+    """Asks origins for one byte. `random` jitters the pauses between attempts; `sleep` makes them."""
 
-    def __init__(self, client: OriginClient) -> None:
+    def __init__(
+        self,
+        client: OriginClient,
+        *,
+        backoff: Backoff | None = None,
+        random: Random | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._client = client
+        self._backoff = backoff or Backoff()
+        self._random = random or Random()  # noqa: S311  # spreads retries out; keeps no secret
+        self._sleep = sleep
 
     async def probe(self, source: Source, task_id: str, content: ExpectedDigest | None = None) -> Probe:
         """Ask for the first byte of `source` and return what the answer means for task `task_id`.
 
         `content` is the digest that the request names, if it does: it is the version then.
 
-        Raises BadRequestError, OriginUnreachableError, OriginStalledError, and OriginError for redirects that lead
-        nowhere. A kept-alive connection that turns out to be dead is replaced once, by aiohttp.
+        An origin that cannot answer now (429, 503 and their kin) is asked again after a pause, a few times; the last
+        answer counts. Raises BadRequestError, OriginUnreachableError, OriginStalledError, and OriginError for
+        redirects that lead nowhere. A kept-alive connection that turns out to be dead is replaced once, by aiohttp.
         """
         source = Source(source.url, for_pieces(source.headers))
+        failures = 0
+        while True:
+            probe = await self._probe(source, task_id, content)
+            if not (isinstance(probe, Refused) and probe.status in _TRANSIENT):
+                return probe
+            failures += 1
+            pause = self._backoff.pause(failures, retry_after(probe.headers), self._random)
+            if pause is None:
+                return probe
+            await self._sleep(pause)
+
+    async def _probe(self, source: Source, task_id: str, content: ExpectedDigest | None) -> Probe:
         probe = await self._ask(source, task_id, content, _ONE_BYTE)
         if isinstance(probe, Refused) and _says_empty(probe):
             # A 416 describes its own error page, not the object: ask for the whole, which is nothing.
