@@ -58,6 +58,12 @@ class OriginRefusedError(OriginError):
         self.status = status
 
 
+class DeniedError(OriginError):
+    """The operator does not want this origin asked, or this request made (HTTP 403)."""
+
+    error_type = ErrorType.PROXY
+
+
 class OriginUnreachableError(OriginError):
     """No connection to the origin, or it broke and retries did not help (HTTP 502)."""
 

@@ -55,6 +55,7 @@ from peer.download.origin import Later, Redirect, endpoint_of, judge_origin, ran
 from peer.source.backoff import Backoff
 from peer.source.client import MAX_REDIRECTS, OriginSettings, tls_context
 from peer.source.fields import Fields
+from peer.source.guard import Resolver
 
 BUFFER_BYTES = 256 * 1024
 """A worker's buffer: it stays in the CPU's second-level cache between the socket, the hash and the file."""
@@ -86,13 +87,17 @@ class TransferSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Request(Generic[T]):
-    """One exchange to be made: `judge(status, headers)` says what to do instead of landing the body, or None."""
+    """One exchange to be made: `judge(status, headers)` says what to do instead of landing the body, or None.
+
+    With a `resolver` only addresses that it allows are connected to.
+    """
 
     endpoint: Endpoint
     limits: Limits
     head: bytes
     judge: Callable[[int, Fields], T | None]
     landing: Landing
+    resolver: Resolver | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +111,20 @@ class _Setback:
 class Transfers:
     """Fetches spans from parents and origins, with bounded threads and bounded kept connections. Belongs to the loop.
 
-    `random` jitters the pauses between attempts; `sleep` makes them.
+    `resolver` decides which origins may be asked; `random` jitters the pauses between attempts; `sleep` makes them.
     """
 
     def __init__(
         self,
         settings: TransferSettings | None = None,
         *,
+        resolver: Resolver | None = None,
         random: Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._settings = settings = settings or TransferSettings()
         self._origin_limits = Limits(settings.origin.connect_seconds, settings.origin.stall_seconds)
+        self._resolver = resolver or Resolver()
         self._tls = tls_context(settings.origin.ca_file)
         self._backoff = Backoff(settings.attempts, settings.backoff_seconds, settings.longest_pause_seconds)
         self._random = random or Random()  # noqa: S311  # spreads retries out; keeps no secret
@@ -169,8 +176,8 @@ class Transfers:
         """Fetch the pieces of `span` from the origin by way of `source`, all of them of the entry's version.
 
         Redirects are followed. What breaks off is taken up again at the first piece that is missing. `on_piece` and
-        cancelling are as with `from_parent`. Raises OriginError kinds, BadRequestError for a URL or a header that
-        cannot be sent, StoreError and StoppingError.
+        cancelling are as with `from_parent`. Raises OriginError kinds (DeniedError for an origin that may not be asked,
+        redirects included), BadRequestError for a URL or a header that cannot be sent, StoreError and StoppingError.
         """
         landing = Landing(entry, span, None, _on_loop(on_piece))
         failures = 0
@@ -209,7 +216,7 @@ class Transfers:
 
             head = range_request(source, version, wanted)
             try:
-                request = _Request(endpoint_of(url), self._origin_limits, head, judge, landing)
+                request = _Request(endpoint_of(url), self._origin_limits, head, judge, landing, self._resolver)
                 answer = await self._exchange(request)
             except StalledError as error:
                 return _Setback(OriginStalledError(f"{redact(url)}: {error}"))
@@ -236,7 +243,7 @@ class Transfers:
                     return await self._run(kept, (), request)
                 except StaleError:
                     pass  # The other side closed it as we wrote: this one exchange gets a connection of its own.
-            addresses = await _resolve(request.endpoint, request.limits)
+            addresses = await _resolve(request.endpoint, request.limits, request.resolver)
             fresh = Connection(request.endpoint, request.limits, self._tls if request.endpoint.tls else None)
             return await self._run(fresh, addresses, request)
 
@@ -321,11 +328,13 @@ def _on_loop(on_piece: Report) -> Report:
     return report
 
 
-async def _resolve(endpoint: Endpoint, limits: Limits) -> Sequence[AddressInfo]:
-    """Look the endpoint's addresses up. Raises ConnectError."""
+async def _resolve(endpoint: Endpoint, limits: Limits, resolver: Resolver | None) -> Sequence[AddressInfo]:
+    """Look the endpoint's addresses up. Raises ConnectError, and DeniedError if the resolver allows none of them."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limits.connect_seconds):
+            if resolver is not None:
+                return await resolver.addresses(endpoint.host, endpoint.port)
             return await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     except TimeoutError:
         raise ConnectError("its name could not be looked up within the deadline") from None

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from p2p.errors import (
     BadRequestError,
     DamselflyError,
+    DeniedError,
     DigestMismatchError,
     ErrorType,
     OriginError,
@@ -22,12 +23,6 @@ from peer.source.fields import Fields
 
 class LoopDetectedError(DamselflyError):
     """The request has been through this peer before (HTTP 508)."""
-
-    error_type = ErrorType.PROXY
-
-
-class DeniedError(DamselflyError):
-    """The operator does not want this request made (HTTP 403); the text names the host and the rule."""
 
     error_type = ErrorType.PROXY
 

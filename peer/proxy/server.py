@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from p2p.errors import DamselflyError
+from p2p.errors import DamselflyError, DeniedError
 from p2p.telemetry import logger
 from peer.core.rules import Action, Rules
 from peer.proxy import metrics
 from peer.proxy.connect import tunnel
 from peer.proxy.contract import Tasks
 from peer.proxy.exchange import Cache, Exchange, Route
-from peer.proxy.failures import DeniedError, LoopDetectedError, UnexpectedError, fail
+from peer.proxy.failures import LoopDetectedError, UnexpectedError, fail
 from peer.proxy.forward import Forwarder
 from peer.proxy.freshness import Freshness
 from peer.proxy.respond import Responder

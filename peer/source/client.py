@@ -18,6 +18,7 @@ import aiohttp
 from p2p.control import Source
 from p2p.errors import BadRequestError, ConfigError, OriginError, OriginStalledError, OriginUnreachableError
 from peer.source.fields import Fields, across_hosts
+from peer.source.guard import Resolver
 from peer.source.urls import exact_url, origin_of, redirect_target
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -61,12 +62,16 @@ def origin_errors(url: str) -> Iterator[None]:
 
 
 class OriginClient:
-    """A pool of keep-alive connections to origins; made inside the running loop, closed by `async with` or `close`."""
+    """A pool of keep-alive connections to origins; made inside the running loop, closed by `async with` or `close`.
 
-    def __init__(self, settings: OriginSettings | None = None) -> None:
+    `resolver` decides which origins may be asked.
+    """
+
+    def __init__(self, settings: OriginSettings | None = None, *, resolver: Resolver | None = None) -> None:
+        self.resolver = resolver or Resolver()
         self._settings = settings = settings or OriginSettings()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls_context(settings.ca_file)),
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls_context(settings.ca_file), resolver=self.resolver),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             auto_decompress=False,
@@ -87,12 +92,16 @@ class OriginClient:
         """Send one request and return its answer, the head read and the body not; redirects are not followed.
 
         The origin may be silent for `stall_seconds` (the settings' by default) before and within its answer.
-        Raises BadRequestError for a URL that cannot be sent, OriginUnreachableError and OriginStalledError.
+        Raises BadRequestError for a URL that cannot be sent, DeniedError for an origin that may not be asked,
+        OriginUnreachableError and OriginStalledError.
         """
+        exact = exact_url(url)
+        # Connections that are kept, and hosts that are spelt as addresses, never come to the resolver.
+        self.resolver.guard.require(exact.raw_host or "")
         with origin_errors(url):
             return await self._session.request(
                 method,
-                exact_url(url),
+                exact,
                 headers=_spelt_alike(headers),
                 data=body,
                 allow_redirects=False,
