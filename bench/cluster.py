@@ -22,6 +22,7 @@ from typing import Literal, Self
 
 from bench.process import Child, ChildError
 from p2p.auth import ClusterSecret, authorization
+from p2p.errors import ConfigError
 
 DAMSELFLY = (sys.executable, "-m", "damselfly")
 SCHEDULER = "scheduler"
@@ -102,7 +103,7 @@ class LocalCluster:
                 self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="damselfly-")))
             else:
                 self.directory = self._given_directory
-                self.directory.mkdir(parents=True, exist_ok=True)
+                _make(self.directory)
             self.secret_file = self.directory / "cluster-secret"
             self.secret = ClusterSecret.load_or_create(self.secret_file)
             stack.callback(self._stop_all)
@@ -144,6 +145,12 @@ class LocalCluster:
         self._start([name], time.monotonic() + self._ready_seconds)
         return self._daemons[name]
 
+    def terminate(self) -> None:
+        """Send SIGTERM to every daemon and return: the first lets it drain, a second ends it at once."""
+        for daemon in self._daemons.values():
+            self._stopping.add(daemon.pid)
+            daemon.child.terminate()
+
     def wait(self) -> str:
         """Block until a daemon ends that nobody stopped, and return its name."""
         return self._ended.get()
@@ -169,7 +176,7 @@ class LocalCluster:
         for name in names:
             # Registered before anyone waits, so that a failure of one stops them all.
             directory = self.directory / name
-            directory.mkdir(exist_ok=True)
+            _make(directory)
             child = Child(
                 name, self._command(name), self.directory / f"{name}.log", echo=self._echo, on_exit=self._note_end
             )
@@ -218,3 +225,12 @@ class LocalCluster:
             deadline = time.monotonic() + _STOP_SECONDS
             for child in tier:
                 child.join(deadline)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the directory {str(directory)!r}: {error.strerror}; name one that this user may write"
+        ) from error

@@ -62,6 +62,8 @@ class Child:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            # Ctrl-C at the terminal is for whoever started it, who then ends its children in good order.
+            process_group=0,
         )
         self._thread = threading.Thread(target=self._follow, name=f"log of {name}", daemon=True)
         self._thread.start()

@@ -31,6 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # what is wrong stays on one line, for logs and for grep
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench_app, name="bench")
@@ -84,7 +85,7 @@ def _header(text: str) -> Header:
 
 _address = _parsed(parse_address)
 
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.", rich_help_panel="Logs")]
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 SecretFile = Annotated[
     Path | None,
     typer.Option(
@@ -165,9 +166,16 @@ def peer(
     drain: Annotated[
         float,
         typer.Option(
-            parser=_parsed(parse_duration), metavar="DURATION", help="How long SIGTERM lets running responses finish."
+            parser=_parsed(parse_duration),
+            metavar="DURATION",
+            show_default="30s",
+            help="How long SIGTERM lets running responses finish; a second one ends them.",
         ),
     ] = 30.0,
+    origin_ca_file: Annotated[
+        Path | None,
+        typer.Option(help="Certificates (PEM) of private authorities, trusted for origins besides the system's."),
+    ] = None,
     cluster_secret_file: SecretFile = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -182,6 +190,7 @@ def peer(
         advertise=advertise,
         host_id=host_id,
         cluster_secret_file=cluster_secret_file,
+        origin_ca_file=origin_ca_file,
         capacity=capacity,
         upload_slots=upload_slots,
         drain_seconds=drain,
@@ -224,7 +233,10 @@ def get(
     stall: Annotated[
         float,
         typer.Option(
-            parser=_parsed(parse_duration), metavar="DURATION", help="Give up when nothing arrives for so long."
+            parser=_parsed(parse_duration),
+            metavar="DURATION",
+            show_default="2m",
+            help="Give up when nothing arrives for so long.",
         ),
     ] = 120.0,
 ) -> None:

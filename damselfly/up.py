@@ -10,38 +10,50 @@ from pathlib import Path
 from types import FrameType
 
 from bench.cluster import LocalCluster
-from p2p.errors import DamselflyError
+from p2p.daemon import EXIT_CONFIG
+from p2p.errors import ConfigError, DamselflyError
 
 EXIT_FAILED = 1
+
+_DRAIN = ["--drain", "10s"]
+"""Shorter than the cluster waits for its daemons, so that they end by themselves."""
 
 
 def up(directory: Path, *, log_level: str, say: Callable[[str], None]) -> int:
     """Run the three daemons with their data, logs and cluster secret below `directory`; return the exit status.
 
-    Blocks until SIGINT or SIGTERM (status 0, everything drained and stopped) or until a daemon ends on its own
-    (status 1, named). `say` gets what is for the person at the terminal.
+    Blocks until SIGINT, SIGTERM or SIGHUP (status 0, everything drained and stopped; a second signal ends the draining)
+    or until a daemon ends on its own (status 1, named). `say` gets what is for the person at the terminal.
     """
     told_to_stop = threading.Event()
+    ended: list[str] = []
+    level = ["--log-level", log_level]
+    cluster = LocalCluster(
+        peers=1,
+        seeds=1,
+        directory=directory,
+        default_ports=True,
+        arguments={"scheduler": level, "seed": [*level, *_DRAIN], "peer": [*level, *_DRAIN]},
+    )
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if told_to_stop.is_set():
+            cluster.terminate()
         told_to_stop.set()
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    ended: list[str] = []
-
-    def watch(cluster: LocalCluster) -> None:
+    def watch() -> None:
         ended.append(cluster.wait())
         told_to_stop.set()
 
-    level = ["--log-level", log_level]
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, stop) for number in signals}
     try:
-        arguments = {"scheduler": level, "seed": level, "peer": level}
-        with LocalCluster(peers=1, seeds=1, directory=directory, default_ports=True, arguments=arguments) as cluster:
+        with cluster:
             peer = cluster["peer-1"].addresses
             say(f"proxy       http://{peer['proxy']}   (logs and data: {directory})")
             say(f'try         curl -x http://{peer["proxy"]} "$PRESIGNED_URL" -o model.bin')
             say(f"metrics     http://{peer['http']}/metrics")
-            threading.Thread(target=watch, args=(cluster,), name="watch", daemon=True).start()
+            threading.Thread(target=watch, name="watch", daemon=True).start()
             told_to_stop.wait()
             if ended:
                 say(f"{ended[0]} ended on its own; its log is {cluster[ended[0]].log}")
@@ -49,7 +61,7 @@ def up(directory: Path, *, log_level: str, say: Callable[[str], None]) -> int:
             say("stopping")
     except DamselflyError as error:
         print(f"damselfly up: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
     else:
         return 0
     finally:

@@ -43,13 +43,13 @@ class ClusterSecret:
     @classmethod
     def load(cls, path: Path) -> ClusterSecret:
         """Read the secret from a file; surrounding white space does not count. Raises ConfigError."""
+        remedy = f"make one with: head -c 32 /dev/urandom | base64 > {path}"
         try:
             return cls(path.read_bytes().strip())
         except OSError as error:
-            raise ConfigError(
-                f"cannot read the cluster secret {str(path)!r}: {error.strerror}; make one with: "
-                f"head -c 32 /dev/urandom | base64 > {path}"
-            ) from error
+            raise ConfigError(f"cannot read the cluster secret {str(path)!r}: {error.strerror}; {remedy}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{error} ({str(path)!r}); {remedy}") from None
 
     @classmethod
     def load_or_create(cls, path: Path) -> ClusterSecret:
@@ -134,8 +134,8 @@ def require_secret(secret: ClusterSecret | None, *hosts: str) -> None:
     for host in hosts:
         if secret is None and not is_loopback(host):
             raise ConfigError(
-                f"listening on {host!r} needs --cluster-secret-file: without it anyone who reaches that address could "
-                "read the cache; give the file, or listen on 127.0.0.1"
+                f"listening on {host or 'every interface'} needs --cluster-secret-file: without it anyone who reaches "
+                "that address could read the cache; give the file, or listen on 127.0.0.1"
             )
 
 
