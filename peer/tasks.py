@@ -7,10 +7,12 @@ the host's one download of it, and gives back a `Reader` that tells how far cont
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
@@ -155,6 +157,7 @@ class TaskManager:
         self._prefetcher = Prefetcher(scope, self._demand, claim=store.entry, read=self._background)
         self._digests = ObjectDigests(scope, disown=self._disown)
         self._stopping = False
+        self._scheduler_lost_at = -inf
 
     async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> Reader:
         """Return a reader of `wanted` (all bytes by default; never empty) of `version`.
@@ -205,6 +208,7 @@ class TaskManager:
 
     def scheduler_changed(self) -> None:
         """Tell the downloads whose scheduler came, went or is another one now."""
+        self._scheduler_lost_at = time.monotonic()
         for version_id, download in tuple(self._downloads.items()):
             scheduler = self._schedulers.of(version_id)
             if scheduler != download.scheduler:
@@ -282,6 +286,7 @@ class TaskManager:
                 self._scope,
                 send=self._sender(version_id),
                 scheduler=self._schedulers.of(version_id),
+                scheduler_lost_at=self._scheduler_lost_at,
                 seed=self._seed,
                 secret=self._secret,
                 tally=self._tally(version_id),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from math import inf
 
 from p2p.control import ORIGIN, Assignment, Failed, FailureReason, Landed, Part, Progress, Source, Unwant, Want
 from p2p.pieces import MIB, Bitmap, PieceLayout, Span, spans_of
@@ -73,18 +74,26 @@ class _Flight:
 class DownloadCore:
     """The state machine; `apply` is the only way in, commands the only way out.
 
-    `seed` hosts keep bringing what they were assigned from the origin when their own readers leave. Cost per event:
-    O(pieces / 64) machine words plus the pieces the event names.
+    Without a scheduler from the start, `scheduler_lost_at` says when there was one last. `seed` hosts keep bringing
+    what they were assigned from the origin when their own readers leave. Cost per event: O(pieces / 64) machine words
+    plus the pieces the event names.
     """
 
     def __init__(
-        self, version: Version, layout: PieceLayout, landed: Bitmap, *, scheduler: bool, seed: bool = False
+        self,
+        version: Version,
+        layout: PieceLayout,
+        landed: Bitmap,
+        *,
+        scheduler: bool,
+        scheduler_lost_at: float = -inf,
+        seed: bool = False,
     ) -> None:
         self.version = version
         self.layout = layout
         self.landed = landed.copy()
         self.pace = OriginPace()
-        self.alone = not scheduler
+        self.alone = False
         self._scheduler = scheduler
         self._seed = seed
         self._readers: dict[int, Bitmap] = {}
@@ -97,7 +106,7 @@ class DownloadCore:
         self._flights: dict[int, _Flight] = {}
         self._next_transfer = 1
         self._last_landing = 0.0
-        self._alone_at = 0.0
+        self._alone_at = scheduler_lost_at + GRACE_SECONDS
 
     @property
     def wanted(self) -> Bitmap:

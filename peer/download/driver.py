@@ -99,8 +99,8 @@ class Tally:
 class Download:
     """One version's download on this host, from the first wanted piece to the last transfer's end.
 
-    `cold` says that the cluster lacked something of what was wanted. `send` takes messages for the version's scheduler (and drops them while there is none); `on_idle` is called once,
-    when nothing is wanted, due or under way any more.
+    `cold` says that the cluster lacked something of what was wanted. `send` takes messages for the version's scheduler
+    (and drops them while there is none); `on_idle` is called once, when nothing is wanted, due or under way any more.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class Download:
         *,
         send: Callable[[PeerMessage], None],
         scheduler: str | None,
+        scheduler_lost_at: float,
         seed: bool,
         secret: ClusterSecret | None,
         tally: Tally,
@@ -128,7 +129,14 @@ class Download:
         self._began_with = (tally.origin, tally.parents)
         self._on_idle = on_idle
         self._began = time.monotonic()
-        self._core = DownloadCore(entry.version, entry.layout, entry.landed, scheduler=scheduler is not None, seed=seed)
+        self._core = DownloadCore(
+            entry.version,
+            entry.layout,
+            entry.landed,
+            scheduler=scheduler is not None,
+            scheduler_lost_at=scheduler_lost_at,
+            seed=seed,
+        )
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._errors: dict[int, DamselflyError] = {}
         self._last_origin_error: DamselflyError | None = None
