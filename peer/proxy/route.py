@@ -64,7 +64,7 @@ def route(method: str, url: str, fields: Fields, *, has_body: bool, rule: Rule =
     otherwise; `X-Dragonfly-Use-P2P` overrules both either way. The rule's filters add to the request's; its tag and
     application hold where the request names none. Raises BadRequestError for a header that cannot be understood.
     """
-    chosen = choice(fields, USE_P2P)
+    chosen = use_p2p(fields)
     if method not in {"GET", "HEAD"} or has_body or chosen is False or _pins_the_request(url, fields):
         return None
     if chosen is None and rule.action is not Action.P2P:
@@ -78,6 +78,11 @@ def route(method: str, url: str, fields: Fields, *, has_body: bool, rule: Rule =
         application=single(fields, APPLICATION) or rule.application or "",
     )
     return Wanted(task, Source(url, for_pieces(fields)), rule)
+
+
+def use_p2p(fields: Fields) -> bool | None:
+    """Return whether a request asks for P2P, None where it leaves that open. Raises BadRequestError."""
+    return choice(fields, USE_P2P)
 
 
 def names_peer(fields: Fields, peer_id: str) -> bool:
