@@ -20,6 +20,7 @@ from peer.proxy.exchange import Cache, Exchange, Route
 from peer.proxy.failures import LoopDetectedError, UnexpectedError, fail
 from peer.proxy.forward import Forwarder
 from peer.proxy.freshness import Freshness
+from peer.proxy.registry import Manifests, mirror_request, wanted_blob, wants_manifest
 from peer.proxy.respond import Responder
 from peer.proxy.route import names_peer, require_absolute, route, upstream
 from peer.source.client import OriginClient
@@ -36,6 +37,7 @@ class ProxySettings:
 
     A client that takes nothing for `client_stall_seconds`, an origin that is silent for `forward_stall_seconds` in a
     request that is only forwarded, and a tunnel that is silent for `tunnel_idle_seconds` are given up.
+    `registry_upstream` (scheme://host[:port]) is asked when a registry client names no registry.
     """
 
     client_stall_seconds: float = 120.0
@@ -45,6 +47,7 @@ class ProxySettings:
     keep_alive_seconds: float = 75.0
     line_bytes: int = 64 * 1024
     headers: int = 256
+    registry_upstream: str | None = None
 
 
 class ProxyServer:
@@ -68,6 +71,9 @@ class ProxyServer:
         self._via = f"1.1 {host_id}"
         self._forwarder = Forwarder(client, via=self._via, stall_seconds=settings.forward_stall_seconds)
         self._responder = Responder(tasks, Freshness(Prober(client)), self._forwarder, via=self._via)
+        self._manifests = Manifests(
+            client, self._forwarder, via=self._via, stall_seconds=settings.forward_stall_seconds
+        )
         self._active: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -157,13 +163,19 @@ class ProxyServer:
             return
         if names_peer(exchange.fields, self._host_id):
             raise LoopDetectedError(f"this request has been through peer {self._host_id!r} before; check for a loop")
+        mirrored = mirror_request(exchange, self._settings.registry_upstream)
         require_absolute(exchange.target)
         exchange.rule = rule = self._rules.match(exchange.target)
         if rule.action is Action.DENY:
             raise DeniedError(f"{origin_of(exchange.target)} is denied by the rule {rule.pattern.pattern!r}")
         exchange.url = upstream(exchange.target, rule)
+        if mirrored is not None and wants_manifest(exchange, mirrored, rule):
+            exchange.route = Route.FORWARD
+            await self._manifests.answer(exchange, mirrored.digest)
+            return
         has_body = exchange.request.body_exists
-        wanted = route(exchange.method, exchange.url, exchange.fields, has_body=has_body, rule=rule)
+        wanted = wanted_blob(exchange, mirrored, rule) if mirrored is not None else None
+        wanted = wanted or route(exchange.method, exchange.url, exchange.fields, has_body=has_body, rule=rule)
         if wanted is not None:
             exchange.route = Route.P2P
             await self._responder.respond(exchange, wanted)
