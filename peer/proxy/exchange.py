@@ -14,12 +14,16 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from p2p.copyfile import copy_file
+from p2p.errors import BadRequestError
+from p2p.fields import single
 from p2p.sendfile import choose_method, send_file
 from peer.core.rules import DEFAULT_RULE, Errors, Rule
 from peer.source.fields import Fields, end_to_end
@@ -47,16 +51,42 @@ class Cache(StrEnum):
     BYPASS = "BYPASS"
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """The opened tunnel that requests come through: its `authority` (the default port left out), and who opened it.
+
+    `ignores_status` tells whether the CONNECT was of the shape of a client that does.
+    """
+
+    authority: str
+    ignores_status: bool
+
+    def absolute(self, target: str) -> str:
+        """Return the absolute form of a request target that came through the tunnel; other forms stay as they are."""
+        return f"https://{self.authority}{target}" if target.startswith("/") else target
+
+    def require_own(self, exchange: Exchange) -> None:
+        """Raise BadRequestError for a request that is for another host than the tunnel, or for another tunnel."""
+        if exchange.method == "CONNECT":
+            raise BadRequestError("CONNECT inside of an opened tunnel is not supported; ask for it outside")
+        host = single(exchange.fields, "host") or self.authority
+        for named in (exchange.target.removeprefix("https://").partition("/")[0], host):
+            if named.lower().removesuffix(":443") != self.authority.lower():
+                raise BadRequestError(f"this tunnel leads to {self.authority}, and the request to {named!r}")
+
+
 class Exchange:
     """A request, and what has been answered to it so far.
 
-    `target` is the request's as it came, `url` where it leads under `rule`.
+    `target` is the request's as it came (in absolute form, if through an opened tunnel), `url` where it leads under
+    `rule`.
     """
 
-    def __init__(self, request: web.BaseRequest, *, stall_seconds: float) -> None:
+    def __init__(self, request: web.BaseRequest, *, stall_seconds: float, inside: Inside | None = None) -> None:
         self.request = request
         self.method = request.method
-        self.target = request.raw_path
+        self.inside = inside
+        self.target = request.raw_path if inside is None else inside.absolute(request.raw_path)
         self.url = self.target
         self.rule: Rule = DEFAULT_RULE
         self.fields: Fields = tuple(request.headers.items())
@@ -80,12 +110,17 @@ class Exchange:
     @property
     def ignores_status(self) -> bool:
         """Whether the client looks like Triton's published agent, which writes any body to disk (WIRE §1)."""
-        return "User-Agent" not in self.request.headers and "Proxy-Connection" in self.request.headers
+        headers, inside = self.request.headers, self.inside
+        proxied = "Proxy-Connection" in headers if inside is None else inside.ignores_status
+        return proxied and "User-Agent" not in headers
 
     @property
     def told_by_reset(self) -> bool:
         """Whether failures are told by a reset instead of a status."""
-        return self.rule.errors is Errors.RESET or (self.rule.errors is Errors.AUTO and self.ignores_status)
+        if self.rule.errors is Errors.AUTO:
+            # Nobody takes the answer to a CONNECT for an object.
+            return self.ignores_status and self.method != "CONNECT"
+        return self.rule.errors is Errors.RESET
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -131,14 +166,11 @@ class Exchange:
     async def send_file(self, descriptor: int, offset: int, count: int) -> None:
         """Send `count` bytes of a file from `offset` on, by the way that suits the client best."""
         transport = self.transport
-        await send_file(
-            transport,
-            descriptor,
-            offset,
-            count,
-            method=choose_method(transport.get_extra_info("peername")),
-            stall_seconds=self._stall_seconds,
-        )
+        if transport.get_extra_info("sslcontext") is not None:
+            await copy_file(self._write, descriptor, offset, count)
+        else:
+            method = choose_method(transport.get_extra_info("peername"))
+            await send_file(transport, descriptor, offset, count, method=method, stall_seconds=self._stall_seconds)
         self.body_bytes += count
 
     async def send_whole(self, status: int, fields: Fields, body: bytes, *, reason: str | None = None) -> None:
@@ -204,7 +236,8 @@ class _Answered(web.StreamResponse):
 
 def reset(transport: asyncio.Transport) -> None:
     """Close a connection with RST: whatever is not yet sent is dropped, and the other side sees an error."""
-    if (sock := transport.get_extra_info("socket")) is not None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:  # it may be closed already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 

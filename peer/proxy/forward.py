@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 
 import aiohttp
 
@@ -16,18 +17,25 @@ from p2p.errors import OriginStalledError
 from p2p.fields import single
 from peer.proxy.digest import expected_digest, verified
 from peer.proxy.exchange import Exchange
+from peer.proxy.upgrade import switch, upgrade_fields
 from peer.source.client import OriginClient, fields_of, origin_errors
 from peer.source.fields import Fields, end_to_end, for_origin
 from peer.source.urls import origin_of
 
 
 class Forwarder:
-    """Sends requests on to their origins. An origin may be silent for `stall_seconds`; `via` names this peer."""
+    """Sends requests on to their origins. `via` names this peer.
 
-    def __init__(self, client: OriginClient, *, via: str, stall_seconds: float) -> None:
+    An origin may be silent for `stall_seconds`, and what an upgrade has led to for `upgraded_idle_seconds`.
+    """
+
+    def __init__(
+        self, client: OriginClient, *, via: str, stall_seconds: float, upgraded_idle_seconds: float = 3600.0
+    ) -> None:
         self._client = client
         self._via = ("Via", via)
         self._stall_seconds = stall_seconds
+        self._upgraded_idle_seconds = upgraded_idle_seconds
 
     async def forward(self, exchange: Exchange, *, follow: bool = False, extra: Fields = ()) -> None:
         """Answer an exchange with what its origin answers; the fields in `extra` replace the origin's.
@@ -37,7 +45,7 @@ class Forwarder:
         """
         exchange.step = "forward"
         expected = expected_digest(exchange.method, exchange.fields)
-        source = Source(exchange.url, (*for_origin(exchange.fields), self._via))
+        source = Source(exchange.url, (*for_origin(exchange.fields), *upgrade_fields(exchange.fields), self._via))
         if exchange.request.body_exists:
             response = await self._upload(exchange, source)
         elif follow:
@@ -47,7 +55,10 @@ class Forwarder:
                 exchange.method, source.url, source.headers, stall_seconds=self._stall_seconds
             )
         try:
-            await self._answer(exchange, source.url, response, extra, expected)
+            if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+                await switch(exchange, response, (self._via,), idle_seconds=self._upgraded_idle_seconds)
+            else:
+                await self._answer(exchange, source.url, response, extra, expected)
         finally:
             response.release()
 

@@ -12,14 +12,16 @@ from aiohttp import web
 
 from p2p.errors import DamselflyError, DeniedError
 from p2p.telemetry import logger
+from p2p.tls import CertificateAuthority
 from peer.core.rules import Action, Rules
 from peer.proxy import metrics
-from peer.proxy.connect import tunnel
+from peer.proxy.connect import Connector
 from peer.proxy.contract import Tasks
 from peer.proxy.exchange import Cache, Exchange, Route
 from peer.proxy.failures import LoopDetectedError, UnexpectedError, fail
 from peer.proxy.forward import Forwarder
 from peer.proxy.freshness import Freshness
+from peer.proxy.intercept import HttpServer, inside_of, interceptor_for
 from peer.proxy.registry import Manifests, mirror_request, wanted_blob, wants_manifest
 from peer.proxy.respond import Responder
 from peer.proxy.route import names_peer, require_absolute, route, upstream
@@ -43,7 +45,9 @@ class ProxySettings:
     client_stall_seconds: float = 120.0
     forward_stall_seconds: float = 300.0
     connect_seconds: float = 10.0
+    handshake_seconds: float = 10.0
     tunnel_idle_seconds: float = 3600.0
+    connect_ports: tuple[range, ...] = (range(443, 444), range(1024, 65536))
     keep_alive_seconds: float = 75.0
     line_bytes: int = 64 * 1024
     headers: int = 256
@@ -54,6 +58,7 @@ class ProxyServer:
     """Serves clients on one listening socket.
 
     `host_id` (a token, RFC 9110 §5.6.2) names this peer in `Via`, whereby it knows a loop. Made in the running loop.
+    `authority` signs for hosts whose TLS a rule says to open; ConfigError if such a rule has none.
     """
 
     def __init__(
@@ -64,12 +69,18 @@ class ProxyServer:
         host_id: str,
         settings: ProxySettings | None = None,
         rules: Rules | None = None,
+        authority: CertificateAuthority | None = None,
     ) -> None:
         self._settings = settings = settings or ProxySettings()
         self._rules = rules or Rules()
         self._host_id = host_id
         self._via = f"1.1 {host_id}"
-        self._forwarder = Forwarder(client, via=self._via, stall_seconds=settings.forward_stall_seconds)
+        self._forwarder = Forwarder(
+            client,
+            via=self._via,
+            stall_seconds=settings.forward_stall_seconds,
+            upgraded_idle_seconds=settings.tunnel_idle_seconds,
+        )
         self._responder = Responder(tasks, Freshness(Prober(client)), self._forwarder, via=self._via)
         self._manifests = Manifests(
             client, self._forwarder, via=self._via, stall_seconds=settings.forward_stall_seconds
@@ -79,9 +90,8 @@ class ProxyServer:
         self._idle.set()
         self._stopping = False
         self._listener: asyncio.Server | None = None
-        self._http = web.Server(
+        self._http = HttpServer(
             self._handle,
-            handler_cancellation=True,
             access_log=None,
             logger=_parser_logger(),
             auto_decompress=False,
@@ -89,6 +99,14 @@ class ProxyServer:
             max_line_size=settings.line_bytes,
             max_field_size=settings.line_bytes,
             max_headers=settings.headers,
+        )
+        self._connector = Connector(
+            self._rules,
+            interceptor_for(self._rules, authority, self._http, handshake_seconds=settings.handshake_seconds),
+            client.resolver,
+            ports=settings.connect_ports,
+            connect_seconds=settings.connect_seconds,
+            idle_seconds=settings.tunnel_idle_seconds,
         )
 
     async def start(self, listening: socket.socket) -> None:
@@ -116,7 +134,8 @@ class ProxyServer:
         await self._http.shutdown(timeout=1.0)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        exchange = Exchange(request, stall_seconds=self._settings.client_stall_seconds)
+        stall_seconds = self._settings.client_stall_seconds
+        exchange = Exchange(request, stall_seconds=stall_seconds, inside=inside_of(request))
         exchange.keep_alive = exchange.keep_alive and not self._stopping
         self._active.add(exchange)
         self._idle.clear()
@@ -156,10 +175,11 @@ class ProxyServer:
         return ("refused" if (exchange.status or 0) >= 400 else "ok"), ""
 
     async def _dispatch(self, exchange: Exchange) -> None:
-        settings = self._settings
+        if exchange.inside is not None:
+            exchange.inside.require_own(exchange)
         if exchange.method == "CONNECT":
             exchange.route = Route.CONNECT
-            await tunnel(exchange, connect_seconds=settings.connect_seconds, idle_seconds=settings.tunnel_idle_seconds)
+            await self._connector.connect(exchange)
             return
         if names_peer(exchange.fields, self._host_id):
             raise LoopDetectedError(f"this request has been through peer {self._host_id!r} before; check for a loop")
