@@ -16,8 +16,9 @@ from damselfly.get import GetSettings, parse_header, parse_proxy, run_get
 from damselfly.up import up as run_up
 from p2p.config import Address, parse_address, parse_duration, parse_size
 from p2p.digests import ExpectedDigest
-from p2p.errors import ConfigError
+from p2p.errors import BadRequestError, ConfigError
 from p2p.identity import parse_filters
+from p2p.registry import parse_upstream
 from peer.main import PeerSettings
 from peer.main import run as run_peer
 from scheduler.main import SchedulerSettings
@@ -52,7 +53,7 @@ def _parsed(parse: Callable[[str], T]) -> Callable[[str | T], T]:
             return value
         try:
             return parse(value)
-        except ConfigError as error:
+        except (ConfigError, BadRequestError) as error:
             raise typer.BadParameter(str(error)) from error
 
     return parser
@@ -172,9 +173,21 @@ def peer(
             help="How long SIGTERM lets running responses finish; a second one ends them.",
         ),
     ] = 30.0,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Rules, users, limits and what may be asked (docs/configuration.md)."),
+    ] = None,
     origin_ca_file: Annotated[
         Path | None,
         typer.Option(help="Certificates (PEM) of private authorities, trusted for origins besides the system's."),
+    ] = None,
+    registry_upstream: Annotated[
+        str | None,
+        typer.Option(
+            parser=_parsed(parse_upstream),
+            metavar="HOST|URL",
+            help="The container registry to ask for clients of the mirror (/v2/…) that name none.",
+        ),
     ] = None,
     cluster_secret_file: SecretFile = None,
     log_level: LogLevel = "info",
@@ -189,7 +202,9 @@ def peer(
         http=http_listen,
         advertise=advertise,
         host_id=host_id,
+        registry_upstream=registry_upstream,
         cluster_secret_file=cluster_secret_file,
+        config_file=config,
         origin_ca_file=origin_ca_file,
         capacity=capacity,
         upload_slots=upload_slots,
