@@ -9,11 +9,13 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from tests.support.daemons import CLIENT_SECONDS, Answer
@@ -69,6 +71,10 @@ class Wire:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=CLIENT_SECONDS)
 
+    def wrap(self, ca_file: Path, name: str) -> None:
+        """Speak TLS from here on, with a server whose certificate `ca_file` vouches for."""
+        self.socket = ssl.create_default_context(cafile=ca_file).wrap_socket(self.socket, server_hostname=name)
+
     def send(self, octets: bytes) -> None:
         self.socket.sendall(octets)
 
@@ -84,6 +90,13 @@ class Wire:
         self.send(octets)
         return self.answer()
 
+    def head(self) -> bytes:
+        """Read the head of an answer, and not a byte more."""
+        received = bytearray()
+        while not received.endswith(b"\r\n\r\n"):
+            received += self.socket.recv(1) or _ended()
+        return bytes(received)
+
     def until_end(self) -> bytes:
         """Return everything up to the end of the connection."""
         received = bytearray()
@@ -96,6 +109,10 @@ class Wire:
 
     def __exit__(self, *_: object) -> None:
         self.socket.close()
+
+
+def _ended() -> NoReturn:
+    raise ConnectionResetError("the connection ended within a head")
 
 
 def replay(address: str, request: bytes) -> Answer:

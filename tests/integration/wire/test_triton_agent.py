@@ -22,6 +22,7 @@ from tests.support.clients import (
 from tests.support.daemons import fetch
 from tests.support.origins import downloads, running_raw_origin
 from tests.support.servers import S3Server
+from tests.support.tls import own_authority
 from tests.unit.source.raw_origin import CUT, RawOrigin, response, serving
 
 RESET = {CURL_EMPTY_REPLY, CURL_RECEIVE_ERROR}
@@ -207,3 +208,25 @@ def test_built_in_filter_leaves_other_urls_alone(store: RawOrigin, proxy: str) -
     assert task("sv=1") != task("sv=2")
     assert task("Expires=1") != task("Expires=2")
     assert "x-dragonfly-task-id" not in replay(proxy, triton_request(f"{store.base}/plain?sv=2")).headers
+
+
+def test_https_model_store_is_tunnelled_blindly(proxy: str, file: Path, tmp_path: Path) -> None:
+    """One CONNECT and one handshake a file; the origin's own certificate is what the client verifies."""
+    ca_file, context = own_authority(tmp_path)
+    with running_raw_origin(serving(CONTENT), tls=context) as secure:
+        url = f"https://127.0.0.1:{secure.port}/models/a/1/model.onnx?{SIGNED}"
+        assert triton(url, file, "--cacert", str(ca_file), proxy=proxy).code == 0
+        assert file.read_bytes() == CONTENT
+        (request,) = secure.requests
+    assert request.head == f"GET {request.target} HTTP/1.1\r\nHost: 127.0.0.1:{secure.port}\r\nAccept: */*".encode()
+
+
+def test_https_model_store_connect_octets(proxy: str, tmp_path: Path) -> None:
+    ca_file, context = own_authority(tmp_path)
+    with running_raw_origin(serving(CONTENT), tls=context) as secure, Wire(proxy) as wire:
+        authority = f"127.0.0.1:{secure.port}"
+        wire.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Connection: Keep-Alive\r\n\r\n".encode())
+        assert wire.head().startswith(b"HTTP/1.1 200 ")
+        wire.wrap(ca_file, "127.0.0.1")
+        answer = wire.ask(f"GET /m?{SIGNED} HTTP/1.1\r\nHost: {authority}\r\nAccept: */*\r\n\r\n".encode())
+    assert (answer.status, answer.body == CONTENT) == (200, True)
