@@ -10,14 +10,17 @@ from peer.source.fields import Fields
 DIGEST = "X-Dragonfly-Digest"
 
 
-def expected_digest(method: str, fields: Fields) -> ExpectedDigest | None:
+def expected_digest(method: str, fields: Fields, content: ExpectedDigest | None = None) -> ExpectedDigest | None:
     """Return the digest that a request asks to have verified; only a GET's answer has bytes to verify.
 
-    Raises BadRequestError for what is not a digest, whatever the method.
+    `content` is the one that its URL names, if it does. Raises BadRequestError, whatever the method, for what is not a
+    digest, and for digests that contradict each other.
     """
     found = {ExpectedDigest.parse(value) for value in values(fields, DIGEST)}
+    if content is not None:
+        found.add(content)
     if len(found) > 1:
-        raise BadRequestError(f"{DIGEST} stands there more than once; an object has one digest")
+        raise BadRequestError(f"{' and '.join(sorted(map(str, found)))} cannot both be the object's digest")
     return found.pop() if found and method == "GET" else None
 
 

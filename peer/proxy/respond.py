@@ -135,6 +135,7 @@ class Responder:
         self, exchange: Exchange, wanted: Wanted, expected: ExpectedDigest | None, judged: Judged, probe: Keepable
     ) -> None:
         exchange.step = "select"
+        prefetch = wants_prefetch(exchange.fields, by_rule=wanted.rule.prefetch)
         length = probe.version.length
         selection = select(exchange.method, exchange.fields, probe.headers, length)
         body, fields = compose(selection.sent, length, self._fields(wanted, judged, probe))
@@ -154,7 +155,7 @@ class Responder:
                 await exchange.send_head(selection.status, fields, length=body.length)
                 await delivery.send(exchange)
         await exchange.finish()
-        if selection.sent and wants_prefetch(exchange.fields, by_rule=wanted.rule.prefetch):
+        if selection.sent and prefetch:
             self._tasks.prefetch(wanted.task, probe.version, probe.source)
 
     async def _refuse(self, exchange: Exchange, refusal: Refused) -> None:
