@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from prometheus_client import Counter
@@ -40,11 +41,12 @@ AddressInfo = tuple[int, int, int, str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a connection leads."""
+    """Where a connection leads; `ca_file` names who vouches for it, besides those that do for every origin."""
 
     host: str
     port: int
     tls: bool = False
+    ca_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +336,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"its certificate cannot be verified ({error.verify_message}); "
-            "a private authority goes into --origin-ca-file"
+            "a private authority goes into --origin-ca-file, or a rule's ca_file"
         )
     if isinstance(error, TimeoutError):
         return "nothing came within the deadline"

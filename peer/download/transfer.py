@@ -13,7 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Generic, TypeVar
 
@@ -53,9 +53,10 @@ from peer.download.connection import (
 from peer.download.landing import Landing, Target
 from peer.download.origin import Later, Redirect, endpoint_of, judge_origin, range_request, redirected, request_head
 from peer.source.backoff import Backoff
-from peer.source.client import MAX_REDIRECTS, OriginSettings, tls_context
+from peer.source.client import MAX_REDIRECTS, OriginSettings
 from peer.source.fields import Fields
 from peer.source.guard import Resolver
+from peer.source.trust import Trust
 
 BUFFER_BYTES = 256 * 1024
 """A worker's buffer: it stays in the CPU's second-level cache between the socket, the hash and the file."""
@@ -125,7 +126,7 @@ class Transfers:
         self._settings = settings = settings or TransferSettings()
         self._origin_limits = Limits(settings.origin.connect_seconds, settings.origin.stall_seconds)
         self._resolver = resolver or Resolver()
-        self._tls = tls_context(settings.origin.ca_file)
+        self._trust = Trust(settings.origin.ca_file, settings.origin.rules)
         self._backoff = Backoff(settings.attempts, settings.backoff_seconds, settings.longest_pause_seconds)
         self._random = random or Random()  # noqa: S311  # spreads retries out; keeps no secret
         self._sleep = sleep
@@ -216,7 +217,7 @@ class Transfers:
 
             head = range_request(source, version, wanted)
             try:
-                request = _Request(endpoint_of(url), self._origin_limits, head, judge, landing, self._resolver)
+                request = _Request(self._endpoint(url), self._origin_limits, head, judge, landing, self._resolver)
                 answer = await self._exchange(request)
             except StalledError as error:
                 return _Setback(OriginStalledError(f"{redact(url)}: {error}"))
@@ -231,6 +232,9 @@ class Transfers:
                     return None
         raise OriginError(f"{redact(source.url)} redirected more than {MAX_REDIRECTS} times")
 
+    def _endpoint(self, url: str) -> Endpoint:
+        return replace(endpoint_of(url), ca_file=self._trust.ca_file(url))
+
     async def _exchange(self, request: _Request[T]) -> T | None:
         """Do one exchange; return what `judge` makes of the answer's head, or None once the body has landed.
 
@@ -244,7 +248,9 @@ class Transfers:
                 except StaleError:
                     pass  # The other side closed it as we wrote: this one exchange gets a connection of its own.
             addresses = await _resolve(request.endpoint, request.limits, request.resolver)
-            fresh = Connection(request.endpoint, request.limits, self._tls if request.endpoint.tls else None)
+            endpoint = request.endpoint
+            tls = self._trust.context(endpoint.ca_file) if endpoint.tls else None
+            fresh = Connection(endpoint, request.limits, tls)
             return await self._run(fresh, addresses, request)
 
     async def _run(self, connection: Connection, addresses: Sequence[AddressInfo], request: _Request[T]) -> T | None:

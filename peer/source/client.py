@@ -5,10 +5,9 @@ Requests leave as they are given: the target byte for byte, no header added but 
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,9 +15,11 @@ from typing import Self
 import aiohttp
 
 from p2p.control import Source
-from p2p.errors import BadRequestError, ConfigError, OriginError, OriginStalledError, OriginUnreachableError
+from p2p.errors import BadRequestError, OriginError, OriginStalledError, OriginUnreachableError
+from peer.core.rules import Rules
 from peer.source.fields import Fields, across_hosts
 from peer.source.guard import Resolver
+from peer.source.trust import Trust
 from peer.source.urls import exact_url, origin_of, redirect_target
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -29,11 +30,15 @@ LINE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class OriginSettings:
-    """How origins are reached; times in seconds. `ca_file` adds authorities (PEM) to the system's."""
+    """How origins are reached; times in seconds.
+
+    `ca_file` adds authorities (PEM) to the system's, and so do the `rules` for their URLs.
+    """
 
     connect_seconds: float = 10.0
     stall_seconds: float = 30.0
     ca_file: Path | None = None
+    rules: Rules = field(default_factory=Rules)
 
 
 @contextmanager
@@ -48,7 +53,7 @@ def origin_errors(url: str) -> Iterator[None]:
         reason = getattr(error.certificate_error, "verify_message", None) or type(error.certificate_error).__name__
         raise OriginUnreachableError(
             f"the certificate of {origin_of(url)} cannot be verified ({reason}); a private authority goes into "
-            "--origin-ca-file"
+            "--origin-ca-file, or a rule's ca_file"
         ) from None
     except aiohttp.ConnectionTimeoutError:
         raise OriginUnreachableError(f"no connection to {origin_of(url)} within the deadline") from None
@@ -70,8 +75,9 @@ class OriginClient:
     def __init__(self, settings: OriginSettings | None = None, *, resolver: Resolver | None = None) -> None:
         self.resolver = resolver or Resolver()
         self._settings = settings = settings or OriginSettings()
+        self._trust = Trust(settings.ca_file, settings.rules)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls_context(settings.ca_file), resolver=self.resolver),
+            connector=aiohttp.TCPConnector(limit=0, resolver=self.resolver),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             auto_decompress=False,
@@ -105,6 +111,7 @@ class OriginClient:
                 headers=_spelt_alike(headers),
                 data=body,
                 allow_redirects=False,
+                ssl=self._trust.context(self._trust.ca_file(url)),
                 timeout=self._timeout(stall_seconds or self._settings.stall_seconds),
             )
 
@@ -158,17 +165,6 @@ def redirected(source: Source, location: str) -> Source:
         raise OriginError(f"{origin_of(source.url)} redirects to what is not a usable URL: {error}") from None
     same_host = origin_of(url) == origin_of(source.url)
     return Source(url, source.headers if same_host else across_hosts(source.headers))
-
-
-def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
-    """Return a context that verifies certificates and names against the system's authorities and `ca_file`."""
-    context = ssl.create_default_context()
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"cannot load certificates from {str(ca_file)!r}: {error}") from error
-    return context
 
 
 async def read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:

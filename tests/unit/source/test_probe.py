@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,10 @@ from p2p.control import Source
 from p2p.errors import BadRequestError, ConfigError, OriginError, OriginStalledError, OriginUnreachableError
 from p2p.fields import single
 from p2p.versions import ValidatorKind
-from peer.source.client import OriginClient, OriginSettings, tls_context
+from peer.source.client import OriginClient, OriginSettings
 from peer.source.fields import across_hosts, end_to_end, for_origin, for_pieces
 from peer.source.http import Keepable, Probe, Prober, Refused, Stream
+from peer.source.trust import tls_context
 from peer.source.urls import exact_url, origin_of, redirect_target
 
 from .raw_origin import CUT, RawOrigin, RawRequest, free_port, raw_origin, response, serving
@@ -257,9 +259,9 @@ def test_certificates_and_names_are_verified() -> None:
     assert context.check_hostname
 
 
-def test_an_unreadable_ca_file_is_named(tmp_path: object) -> None:
+def test_an_unreadable_ca_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.pem"):
-        tls_context(ca_file=tmp_path / "missing.pem")  # type: ignore[operator]
+        tls_context(tmp_path / "missing.pem")
 
 
 HOSTS = st.from_regex(r"[a-z]{1,5}(:[1-9][0-9]{0,3})?", fullmatch=True)
