@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as package_version
 from pathlib import Path
 
 from aiohttp import web
 
-from p2p.auth import ClusterSecret, require_secret
+from p2p.auth import ClusterSecret, is_loopback, require_secret
 from p2p.config import Address
 from p2p.control import Hello
 from p2p.daemon import StopSignals, bound, listen, run_daemon
@@ -22,7 +22,9 @@ from peer.download.transfer import Transfers, TransferSettings
 from peer.http import application
 from peer.link import Link, Links
 from peer.proxy.server import ProxyServer
+from peer.settings import Configuration, load_configuration
 from peer.source.client import OriginClient, OriginSettings
+from peer.source.guard import Resolver
 from peer.store import Store
 from peer.tasks import TaskManager
 from peer.upload.server import PieceServer
@@ -49,7 +51,9 @@ class PeerSettings:
     advertise: str | None = None
     host_id: str | None = None
     cluster_secret_file: Path | None = None
+    config_file: Path | None = None
     origin_ca_file: Path | None = None
+    registry_upstream: str | None = None
     capacity: int | None = None
     upload_slots: int = 16
     drain_seconds: float = 30.0
@@ -66,6 +70,12 @@ def run(settings: PeerSettings) -> int:
 async def _serve(settings: PeerSettings) -> None:
     secret = ClusterSecret.load(settings.cluster_secret_file) if settings.cluster_secret_file else None
     require_secret(secret, settings.proxy.host, settings.pieces.host, settings.http.host)
+    configuration = load_configuration(settings.config_file) if settings.config_file else Configuration()
+    if not is_loopback(settings.proxy.host) and not configuration.users:
+        log.warning(
+            "the proxy is open to whoever reaches it; name who may use it in [proxy.users] of --config",
+            listen=str(settings.proxy),
+        )
     stopping = StopSignals()
     sockets = {
         "proxy": listen(settings.proxy, "--proxy-listen"),
@@ -80,13 +90,14 @@ async def _serve(settings: PeerSettings) -> None:
     )
     try:
         host_id = settings.host_id or _host_id(settings.data_dir)
-        await _run(settings, secret, store, host_id, sockets, dropped, stopping)
+        await _run(settings, configuration, secret, store, host_id, sockets, dropped, stopping)
     finally:
         await store.close(sync_seconds=0.0 if stopping.hurry.is_set() else _SYNC_SECONDS)
 
 
 async def _run(
     settings: PeerSettings,
+    configuration: Configuration,
     secret: ClusterSecret | None,
     store: Store,
     host_id: str,
@@ -103,8 +114,9 @@ async def _run(
         software=f"damselfly/{package_version('damselfly')}",
     )
     origin = OriginSettings(ca_file=settings.origin_ca_file)
-    transfers = Transfers(TransferSettings(origin=origin))
-    client = OriginClient(origin)
+    resolver = Resolver(configuration.guard)
+    transfers = Transfers(TransferSettings(origin=origin), resolver=resolver)
+    client = OriginClient(origin, resolver=resolver)
     try:
         async with TaskScope() as scope:
             links = Links(
@@ -122,7 +134,16 @@ async def _run(
             )
             tasks = TaskManager(store, transfers, links, scope, secret=secret, seed=settings.seed)
             managers.append(tasks)
-            proxy = ProxyServer(tasks, client, host_id=host_id)
+            upstream = settings.registry_upstream or configuration.proxy.registry_upstream
+            proxy_settings = replace(configuration.proxy, registry_upstream=upstream)
+            proxy = ProxyServer(
+                tasks,
+                client,
+                host_id=host_id,
+                settings=proxy_settings,
+                rules=configuration.rules,
+                users=configuration.users,
+            )
             pieces = PieceServer(store, secret=secret, slots=settings.upload_slots)
             api = web.AppRunner(
                 application(

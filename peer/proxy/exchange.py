@@ -130,16 +130,18 @@ class Exchange:
             raise ConnectionResetError("the client has closed the connection")
         return transport
 
-    async def send_head(self, status: int, fields: Fields, *, length: int | None, reason: str | None = None) -> None:
+    async def send_head(
+        self, status: int, fields: Fields, *, length: int | None, reason: str | None = None, hop: Fields = ()
+    ) -> None:
         """Write the status line and `fields`, with framing for a body of `length` bytes (None: not known).
 
-        HEAD, 204 and 304 have no body, whatever the length.
+        Only what is in `hop` may be about this connection. HEAD, 204 and 304 have no body, whatever the length.
         """
         bodyless = self.method == "HEAD" or status in _BODYLESS
         if reason is None or _LINE_BREAK.search(reason):
             reason = _phrase(status)
         lines = [f"HTTP/1.1 {status} {reason}"]
-        lines += (f"{name}: {value}" for name, value in end_to_end(fields) if _may_stand(name, value))
+        lines += (f"{name}: {value}" for name, value in (*end_to_end(fields), *hop) if _may_stand(name, value))
         modern = self.request.version >= (1, 1)
         chunked = length is None and not bodyless and modern
         if length is not None and status != 204:
@@ -173,9 +175,11 @@ class Exchange:
             await send_file(transport, descriptor, offset, count, method=method, stall_seconds=self._stall_seconds)
         self.body_bytes += count
 
-    async def send_whole(self, status: int, fields: Fields, body: bytes, *, reason: str | None = None) -> None:
+    async def send_whole(
+        self, status: int, fields: Fields, body: bytes, *, reason: str | None = None, hop: Fields = ()
+    ) -> None:
         """Answer with a short body in one go."""
-        await self.send_head(status, fields, length=len(body), reason=reason)
+        await self.send_head(status, fields, length=len(body), reason=reason, hop=hop)
         if self.method != "HEAD" and status not in _BODYLESS:
             await self.send(body)
 

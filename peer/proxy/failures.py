@@ -17,6 +17,7 @@ from p2p.errors import (
     StoppingError,
 )
 from p2p.ranges import format_content_range
+from peer.proxy.access import CHALLENGE, ProxyAuthenticationError
 from peer.proxy.exchange import Exchange
 from peer.source.fields import Fields
 
@@ -34,6 +35,7 @@ class UnexpectedError(DamselflyError):
 _STATUSES: tuple[tuple[type[DamselflyError], HTTPStatus], ...] = (
     (BadRequestError, HTTPStatus.BAD_REQUEST),
     (RangeNotSatisfiableError, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE),
+    (ProxyAuthenticationError, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED),
     (DeniedError, HTTPStatus.FORBIDDEN),
     (LoopDetectedError, HTTPStatus.LOOP_DETECTED),
     (OriginStalledError, HTTPStatus.GATEWAY_TIMEOUT),
@@ -69,4 +71,5 @@ async def fail(exchange: Exchange, error: DamselflyError, fields: Fields) -> Non
         fields += (("Retry-After", "1"),)
     if exchange.request.body_exists and not exchange.request.content.is_eof():
         exchange.keep_alive = False
-    await exchange.send_whole(status, fields, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+    hop = CHALLENGE if isinstance(error, ProxyAuthenticationError) else ()
+    await exchange.send_whole(status, fields, ("\n".join(lines) + "\n").encode("utf-8", "replace"), hop=hop)

@@ -15,6 +15,7 @@ from p2p.telemetry import logger
 from p2p.tls import CertificateAuthority
 from peer.core.rules import Action, Rules
 from peer.proxy import metrics
+from peer.proxy.access import Users
 from peer.proxy.connect import Connector
 from peer.proxy.contract import Tasks
 from peer.proxy.exchange import Cache, Exchange, Route
@@ -58,6 +59,7 @@ class ProxyServer:
     """Serves clients on one listening socket.
 
     `host_id` (a token, RFC 9110 §5.6.2) names this peer in `Via`, whereby it knows a loop. Made in the running loop.
+    Clients that are none of `users` are refused, if there are any.
     `authority` signs for hosts whose TLS a rule says to open; ConfigError if such a rule has none.
     """
 
@@ -69,10 +71,12 @@ class ProxyServer:
         host_id: str,
         settings: ProxySettings | None = None,
         rules: Rules | None = None,
+        users: Users | None = None,
         authority: CertificateAuthority | None = None,
     ) -> None:
         self._settings = settings = settings or ProxySettings()
         self._rules = rules or Rules()
+        self._users = users or Users()
         self._host_id = host_id
         self._via = f"1.1 {host_id}"
         self._forwarder = Forwarder(
@@ -177,6 +181,8 @@ class ProxyServer:
     async def _dispatch(self, exchange: Exchange) -> None:
         if exchange.inside is not None:
             exchange.inside.require_own(exchange)
+        else:
+            self._users.require(exchange.fields)
         if exchange.method == "CONNECT":
             exchange.route = Route.CONNECT
             await self._connector.connect(exchange)
