@@ -84,10 +84,7 @@ class Responder:
         self._forwarder = forwarder
         self._via = via
         agent = via.rpartition(" ")[2]
-        self._warnings: Fields = (
-            ("Warning", f'110 {agent} "Response is Stale"'),
-            ("Warning", f'111 {agent} "Revalidation Failed"'),
-        )
+        self._warning = ("Warning", f'110 {agent} "Response is Stale", 111 {agent} "Revalidation Failed"')
 
     async def respond(self, exchange: Exchange, wanted: Wanted) -> None:
         """Answer one exchange. Raises DamselflyError kinds, and ConnectionError when the client is gone.
@@ -170,11 +167,13 @@ class Responder:
         log.debug("not kept", task=wanted.task.id, reason=reason)
         exchange.cache = Cache.BYPASS
         extra = (("X-Dragonfly-Task-ID", wanted.task.id), ("X-Cache", Cache.BYPASS))
-        await self._forwarder.forward(exchange, follow=True, extra=extra)
+        # A part cannot be compared with the digest of the whole; only its client can put the parts together.
+        content = None if single(exchange.fields, "range") else wanted.content
+        await self._forwarder.forward(exchange, follow=True, extra=extra, content=content)
 
     def _fields(self, wanted: Wanted, judged: Judged, probe: Keepable) -> Fields:
         return (
-            *(self._warnings if judged.standing is Standing.STALE else ()),
+            *((self._warning,) if judged.standing is Standing.STALE else ()),
             *passthrough_headers(probe.headers),
             ("Date", single(probe.headers, "date") or formatdate(time.time(), usegmt=True)),
             ("Accept-Ranges", "bytes"),

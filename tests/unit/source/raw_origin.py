@@ -70,6 +70,8 @@ class RawOrigin:
                     return
                 writer.write(octets)
                 await writer.drain()
+                if b"\r\nConnection: close\r\n" in octets:
+                    return
                 if self.hang_up:
                     return
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
