@@ -181,6 +181,10 @@ def peer(
         Path | None,
         typer.Option(help="Certificates (PEM) of private authorities, trusted for origins besides the system's."),
     ] = None,
+    ca_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The authority (`damselfly ca init`) that `intercept` rules need."),
+    ] = None,
     registry_upstream: Annotated[
         str | None,
         typer.Option(
@@ -206,6 +210,7 @@ def peer(
         cluster_secret_file=cluster_secret_file,
         config_file=config,
         origin_ca_file=origin_ca_file,
+        ca_dir=ca_dir,
         capacity=capacity,
         upload_slots=upload_slots,
         drain_seconds=drain,

@@ -18,9 +18,11 @@ from p2p.daemon import StopSignals, bound, listen, run_daemon
 from p2p.errors import ConfigError, StoreError
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
+from p2p.tls import CertificateAuthority
 from peer.download.transfer import Transfers, TransferSettings
 from peer.http import application
 from peer.link import Link, Links
+from peer.proxy.intercept import require_authority
 from peer.proxy.server import ProxyServer
 from peer.settings import Configuration, load_configuration
 from peer.source.client import OriginClient, OriginSettings
@@ -53,6 +55,7 @@ class PeerSettings:
     cluster_secret_file: Path | None = None
     config_file: Path | None = None
     origin_ca_file: Path | None = None
+    ca_dir: Path | None = None
     registry_upstream: str | None = None
     capacity: int | None = None
     upload_slots: int = 16
@@ -113,7 +116,10 @@ async def _run(
         labels=settings.labels,
         software=f"damselfly/{package_version('damselfly')}",
     )
-    origin = OriginSettings(ca_file=settings.origin_ca_file)
+    origin = OriginSettings(ca_file=settings.origin_ca_file, rules=configuration.rules)
+    ca_dir = settings.ca_dir or configuration.ca_dir
+    authority = CertificateAuthority.load(ca_dir) if ca_dir else None
+    require_authority(configuration.rules, authority)
     resolver = Resolver(configuration.guard)
     transfers = Transfers(TransferSettings(origin=origin), resolver=resolver)
     client = OriginClient(origin, resolver=resolver)
@@ -143,6 +149,7 @@ async def _run(
                 settings=proxy_settings,
                 rules=configuration.rules,
                 users=configuration.users,
+                authority=authority,
             )
             pieces = PieceServer(store, secret=secret, slots=settings.upload_slots)
             api = web.AppRunner(

@@ -35,6 +35,7 @@ class Configuration:
     users: Users = field(default_factory=Users)
     guard: Guard = field(default_factory=Guard)
     proxy: ProxySettings = field(default_factory=ProxySettings)
+    ca_dir: Path | None = None
 
 
 def load_configuration(path: Path) -> Configuration:
@@ -52,8 +53,9 @@ def load_configuration(path: Path) -> Configuration:
     rules = tuple(_rule(table, path.parent) for table in top.tables("rules"))
     top.done()
     users, guard, settings = _users(proxy, path.parent), _guard(proxy), _proxy(proxy)
+    ca_dir = proxy.get("ca_dir", lambda value: path.parent / _text(value), None)
     proxy.done()
-    return Configuration(Rules(rules), users, guard, settings)
+    return Configuration(Rules(rules), users, guard, settings, ca_dir)
 
 
 class _Table:

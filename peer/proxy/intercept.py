@@ -91,19 +91,14 @@ class Interceptor:
             inside.connection_made(secure)
 
 
-def interceptor_for(
-    rules: Rules, authority: CertificateAuthority | None, server: HttpServer, *, handshake_seconds: float
-) -> Interceptor | None:
-    """Return what opens tunnels where `rules` say so, if anything can. Raises ConfigError if they need an authority."""
-    if authority is not None:
-        return Interceptor(authority, server, handshake_seconds=handshake_seconds)
-    for rule in rules:
+def require_authority(rules: Rules, authority: CertificateAuthority | None) -> None:
+    """Raise ConfigError if one of `rules` says to open TLS and there is nothing to do so with."""
+    for rule in rules if authority is None else ():
         if rule.intercept:
             raise ConfigError(
                 f"the rule {rule.pattern.pattern!r} says intercept, and there is no authority to do so with; make one "
                 "with `damselfly ca init --dir DIR` and give it as --ca-dir DIR"
             )
-    return None
 
 
 def _authority(address: Address) -> str:

@@ -22,7 +22,7 @@ from peer.proxy.exchange import Cache, Exchange, Route
 from peer.proxy.failures import LoopDetectedError, UnexpectedError, fail
 from peer.proxy.forward import Forwarder
 from peer.proxy.freshness import Freshness
-from peer.proxy.intercept import HttpServer, inside_of, interceptor_for
+from peer.proxy.intercept import HttpServer, Interceptor, inside_of, require_authority
 from peer.proxy.registry import Manifests, mirror_request, wanted_blob, wants_manifest
 from peer.proxy.respond import Responder
 from peer.proxy.route import names_peer, require_absolute, route, upstream
@@ -104,9 +104,10 @@ class ProxyServer:
             max_field_size=settings.line_bytes,
             max_headers=settings.headers,
         )
+        require_authority(self._rules, authority)
         self._connector = Connector(
             self._rules,
-            interceptor_for(self._rules, authority, self._http, handshake_seconds=settings.handshake_seconds),
+            Interceptor(authority, self._http, handshake_seconds=settings.handshake_seconds) if authority else None,
             client.resolver,
             ports=settings.connect_ports,
             connect_seconds=settings.connect_seconds,
