@@ -37,14 +37,17 @@ class Forwarder:
         self._stall_seconds = stall_seconds
         self._upgraded_idle_seconds = upgraded_idle_seconds
 
-    async def forward(self, exchange: Exchange, *, follow: bool = False, extra: Fields = ()) -> None:
+    async def forward(
+        self, exchange: Exchange, *, follow: bool = False, extra: Fields = (), content: ExpectedDigest | None = None
+    ) -> None:
         """Answer an exchange with what its origin answers; the fields in `extra` replace the origin's.
 
-        With `follow` the origin's redirects are followed on the client's behalf. Raises OriginError kinds and
-        BadRequestError; ConnectionError when the client is gone.
+        With `follow` the origin's redirects are followed on the client's behalf. `content` is the digest that the URL
+        names, to be verified. Raises OriginError kinds, BadRequestError and DigestMismatchError; ConnectionError when
+        the client is gone.
         """
         exchange.step = "forward"
-        expected = expected_digest(exchange.method, exchange.fields)
+        expected = expected_digest(exchange.method, exchange.fields, content)
         source = Source(exchange.url, (*for_origin(exchange.fields), *upgrade_fields(exchange.fields), self._via))
         if exchange.request.body_exists:
             response = await self._upload(exchange, source)
