@@ -19,6 +19,27 @@ CONTENT = random.Random(3).randbytes(300_000)
 
 SIGNED = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AK&X-Amz-SignedHeaders=host&X-Amz-Signature=5ec2e7"
 
+RULES = """
+[[rules]]
+match = "/direct/"
+action = "direct"
+
+[[rules]]
+match = "/p2p/"
+action = "p2p"
+
+[[rules]]
+match = "/status/"
+errors = "status"
+
+[proxy]
+# No test may reach them: what identity they have is told without asking them.
+deny = ["*.amazonaws.com", "*.googleapis.com", "*.windows.net", "*.aliyuncs.com", "*.myhuaweicloud.com"]
+
+[proxy.limits]
+forward_stall = "500ms"
+"""
+
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
@@ -37,6 +58,17 @@ def proxy(fleet: LocalCluster) -> str:
 def other_proxy(fleet: LocalCluster) -> str:
     """The address of peer-2's proxy."""
     return fleet["peer-2"].addresses["proxy"]
+
+
+@pytest.fixture(scope="session")
+def ruled_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The proxy of a lone peer with RULES."""
+    directory = tmp_path_factory.mktemp("ruled")
+    configuration = directory / "peer.toml"
+    configuration.write_text(RULES)
+    arguments = {"peer-1": ("--config", str(configuration))}
+    with LocalCluster(peers=1, seeds=0, directory=directory, arguments=arguments) as started:
+        yield started["peer-1"].addresses["proxy"]
 
 
 @pytest.fixture

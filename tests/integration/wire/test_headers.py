@@ -50,6 +50,16 @@ def test_priority_is_taken_and_goes_no_further(store: RawOrigin, signed: str, pr
     assert all(request.field("X-Dragonfly-Priority") is None for request in store.requests)
 
 
+@pytest.mark.parametrize(("rule", "value", "cached"), [("direct", "true", True), ("p2p", "false", False)])
+def test_force_p2p_outranks_rules(store: RawOrigin, ruled_proxy: str, rule: str, value: str, cached: bool) -> None:
+    url = f"{store.base}/{rule}/m"
+    by_rule = fetch(url, proxy=ruled_proxy)
+    by_header = fetch(url, proxy=ruled_proxy, headers={"X-Dragonfly-Use-P2P": value})
+    assert [answer.status for answer in (by_rule, by_header)] == [200, 200]
+    assert [answer.body == CONTENT for answer in (by_rule, by_header)] == [True, True]
+    assert ["x-dragonfly-task-id" in answer.headers for answer in (by_rule, by_header)] == [not cached, cached]
+
+
 @pytest.mark.parametrize("value", ["true", "True"])
 def test_force_p2p(store: RawOrigin, proxy: str, value: str) -> None:
     answers = [fetch(f"{store.base}/m", proxy=proxy, headers={"X-Dragonfly-Use-P2P": value}) for _ in range(2)]

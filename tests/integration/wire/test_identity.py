@@ -60,6 +60,44 @@ def test_spellings_of_one_object_of_a_known_store(store: RawOrigin, proxy: str, 
 
 
 @pytest.mark.parametrize(
+    "urls",
+    [
+        (
+            f"http://s3.amazonaws.com/models/a/m%7E.onnx?{SIGNED}",
+            f"http://models.s3.amazonaws.com/a/m~.onnx?{SIGNED}9",
+            "http://models.s3.eu-west-1.amazonaws.com/a/m~.onnx?AWSAccessKeyId=AK&Expires=1&Signature=c2ln",
+            f"http://models.s3.dualstack.eu-west-1.amazonaws.com:80/a/m~.onnx?x-id=GetObject&{SIGNED}",
+            "http://models.s3.amazonaws.com/a/m~.onnx",
+        ),
+        (
+            "http://storage.googleapis.com/models/a/m?X-Goog-Signature=1&X-Goog-Date=1",
+            "http://models.storage.googleapis.com/a/m?GoogleAccessId=AK&Expires=1&Signature=c2ln",
+            f"http://storage.googleapis.com/models/a/m?{SIGNED}",
+        ),
+        (
+            "http://acme.blob.core.windows.net/models/a/m?sv=1&sr=b&se=2&sig=1",
+            "http://acme.blob.core.windows.net/models/a/m?sv=2&sr=c&sp=rl&spr=https&sig=2&skoid=1",
+            "http://acme.blob.core.windows.net/models/a/m",
+        ),
+        (
+            "http://models.oss-eu-central-1.aliyuncs.com/a/m?OSSAccessKeyId=AK&Expires=1&Signature=c2ln",
+            "http://models.oss-eu-central-1.aliyuncs.com/a/m?x-oss-signature=1&x-oss-date=1",
+        ),
+        (
+            "http://models.obs.eu-west-101.myhuaweicloud.com/a/m?AccessKeyId=AK&Expires=1&Signature=c2ln",
+            "http://obs.eu-west-101.myhuaweicloud.com/models/a/m?X-Obs-Signature=1&X-Obs-Date=1",
+        ),
+    ],
+    ids=["s3", "gcs", "azure", "oss", "obs"],
+)
+def test_forms_of_one_object_of_a_known_store(ruled_proxy: str, urls: tuple[str, ...]) -> None:
+    """Path style, virtual-host style and every signature. This peer denies these hosts, so that nobody asks them."""
+    answers = [fetch(url, proxy=ruled_proxy, headers=P2P) for url in urls]
+    assert {answer.status for answer in answers} == {403}
+    assert len({answer.headers["x-dragonfly-task-id"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         ("/b/m", "/b/M"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -245,6 +247,49 @@ def anonymous_bytes(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("RssAnon:"))
     return int(line.split()[1]) * 1024
+
+
+def test_a_websocket_survives(listener: Listener, proxy: str) -> None:
+    key = base64.b64encode(os.urandom(16)).decode()
+    with Wire(proxy) as wire:
+        wire.send(
+            f"GET http://{listener.authority}/chat HTTP/1.1\r\nHost: {listener.authority}\r\nUser-Agent: t\r\n"
+            f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nProxy-Authorization: Basic dXNlcg==\r\nX-Dragonfly-Tag: t\r\n\r\n".encode()
+        )
+        origin = listener.accept()
+        request = receive(origin, b"\r\n\r\n")
+        assert request.startswith(b"GET /chat HTTP/1.1\r\n")
+        assert b"\r\nUpgrade: websocket\r\n" in request
+        assert b"\r\nSec-WebSocket-Key: " + key.encode() in request
+        assert b"X-Dragonfly" not in request
+        assert b"Proxy-" not in request
+        origin.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Accept: x\r\n\r\nhello"
+        )
+        answer = receive(wire.socket, b"hello")
+        assert answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+        assert b"\r\nUpgrade: websocket\r\n" in answer
+        wire.send(b"\x81\x05frame")
+        receive(origin, b"\x81\x05frame")
+        origin.sendall(b"\x88\x00")
+        origin.close()
+        assert wire.until_end() == b"\x88\x00"
+
+
+def test_an_upgrade_that_the_origin_declines_is_an_answer(listener: Listener, proxy: str) -> None:
+    with Wire(proxy) as wire:
+        wire.send(
+            f"GET http://{listener.authority}/chat HTTP/1.1\r\nHost: {listener.authority}\r\nUser-Agent: t\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n".encode()
+        )
+        origin = listener.accept()
+        receive(origin, b"\r\n\r\n")
+        origin.sendall(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 2\r\n\r\nno")
+        answer = wire.answer()
+        assert (answer.status, answer.body) == (426, b"no")
+        origin.close()
 
 
 def test_connect_octets_pass_both_ways_and_halves_end(listener: Listener, proxy: str) -> None:
