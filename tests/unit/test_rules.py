@@ -130,6 +130,7 @@ class TestConfiguration:
         assert (direct.action, denied.action) == (Action.DIRECT, Action.DENY)
         assert len(configuration.users) == 2
         assert configuration.proxy.connect_ports == (range(443, 444), range(8000, 10000))
+        assert configuration.ca_dir == tmp_path / "ca"
         assert configuration.proxy.registry_upstream == "https://registry-1.docker.io"
         with pytest.raises(DeniedError):
             configuration.guard.require("git.corp.internal")
