@@ -38,25 +38,31 @@ class Forwarder:
         self._upgraded_idle_seconds = upgraded_idle_seconds
 
     async def forward(
-        self, exchange: Exchange, *, follow: bool = False, extra: Fields = (), content: ExpectedDigest | None = None
+        self,
+        exchange: Exchange,
+        *,
+        follow: bool = False,
+        method: str | None = None,
+        extra: Fields = (),
+        content: ExpectedDigest | None = None,
     ) -> None:
         """Answer an exchange with what its origin answers; the fields in `extra` replace the origin's.
 
-        With `follow` the origin's redirects are followed on the client's behalf. `content` is the digest that the URL
-        names, to be verified. Raises OriginError kinds, BadRequestError and DigestMismatchError; ConnectionError when
-        the client is gone.
+        With `follow` the origin's redirects are followed on the client's behalf. `method` is what the origin is asked
+        with, if not with the client's own: a presigned URL binds it, so that a HEAD may have to be answered by a GET.
+        `content` is the digest that the URL names, to be verified. Raises OriginError kinds, BadRequestError and
+        DigestMismatchError; ConnectionError when the client is gone.
         """
+        method = method or exchange.method
         exchange.step = "forward"
         expected = expected_digest(exchange.method, exchange.fields, content)
         source = Source(exchange.url, (*for_origin(exchange.fields), *upgrade_fields(exchange.fields), self._via))
         if exchange.request.body_exists:
             response = await self._upload(exchange, source)
         elif follow:
-            response, source = await self._client.follow(exchange.method, source, stall_seconds=self._stall_seconds)
+            response, source = await self._client.follow(method, source, stall_seconds=self._stall_seconds)
         else:
-            response = await self._client.request(
-                exchange.method, source.url, source.headers, stall_seconds=self._stall_seconds
-            )
+            response = await self._client.request(method, source.url, source.headers, stall_seconds=self._stall_seconds)
         try:
             if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
                 await switch(exchange, response, (self._via,), idle_seconds=self._upgraded_idle_seconds)
@@ -85,7 +91,7 @@ class Forwarder:
         await exchange.send_head(
             response.status, (*kept, self._via, *extra), length=_length(received), reason=response.reason
         )
-        while True:
+        while exchange.method != "HEAD":
             with origin_errors(url):
                 chunk = await response.content.readany()
             if not chunk:

@@ -169,7 +169,7 @@ class Responder:
         extra = (("X-Dragonfly-Task-ID", wanted.task.id), ("X-Cache", Cache.BYPASS))
         # A part cannot be compared with the digest of the whole; only its client can put the parts together.
         content = None if single(exchange.fields, "range") else wanted.content
-        await self._forwarder.forward(exchange, follow=True, extra=extra, content=content)
+        await self._forwarder.forward(exchange, follow=True, method="GET", extra=extra, content=content)
 
     def _fields(self, wanted: Wanted, judged: Judged, probe: Keepable) -> Fields:
         return (
