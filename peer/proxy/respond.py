@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
-from p2p.errors import OriginError, StoreError, VersionChangedError
+from p2p.errors import DigestMismatchError, OriginError, StoreError, VersionChangedError
 from p2p.fields import entity_tags, http_date, single, values
 from p2p.ranges import ByteRange, if_range_matches, not_modified, parse_range
 from p2p.telemetry import logger
@@ -34,6 +35,9 @@ log = logger(__name__)
 
 RESTARTS = 8
 """How often a request is begun anew because its object was overwritten before the client had a byte of it."""
+
+SPOILT_VERSIONS = 1024
+"""How many versions are remembered whose copies in the fleet were found not to have their digest."""
 
 _CACHES = {"local": Cache.HIT_LOCAL, "remote": Cache.HIT_REMOTE, "origin": Cache.MISS}
 
@@ -83,6 +87,7 @@ class Responder:
         self._freshness = freshness
         self._forwarder = forwarder
         self._via = via
+        self._spoilt: OrderedDict[str, None] = OrderedDict()
         agent = via.rpartition(" ")[2]
         self._warning = ("Warning", f'110 {agent} "Response is Stale", 111 {agent} "Revalidation Failed"')
 
@@ -111,6 +116,8 @@ class Responder:
                 await self._refuse(exchange, refusal)
             case Stream(reason):
                 await self._pass_through(exchange, wanted, reason)
+            case Keepable(version) if version.id in self._spoilt:
+                await self._pass_through(exchange, wanted, "what the fleet holds of it does not have its digest")
             case Keepable() as probe:
                 try:
                     await self._answer(exchange, wanted, expected, judged, probe)
@@ -121,6 +128,12 @@ class Responder:
                     if changed:
                         self._freshness.changed(wanted)
                     return False
+                except DigestMismatchError as error:
+                    if wanted.content is not None:
+                        self._take_as_spoilt(probe.version.id)
+                    if wanted.content is None or exchange.head_sent:
+                        raise
+                    await self._pass_through(exchange, wanted, str(error))
                 except StoreError as error:
                     if exchange.head_sent:
                         raise
@@ -154,6 +167,15 @@ class Responder:
         await exchange.finish()
         if selection.sent and prefetch:
             self._tasks.prefetch(wanted.task, probe.version, probe.source)
+
+    def _take_as_spoilt(self, version_id: str) -> None:
+        """Go to the origin from now on: what is named by its digest has no other version that could follow.
+
+        Other hosts may hold the wrong bytes, too, and would give them again and again.
+        """
+        self._spoilt[version_id] = None
+        if len(self._spoilt) > SPOILT_VERSIONS:
+            self._spoilt.popitem(last=False)
 
     async def _refuse(self, exchange: Exchange, refusal: Refused) -> None:
         if exchange.told_by_reset:
