@@ -19,6 +19,7 @@ from p2p.control import Failed, FailureReason, Landed, PeerMessage, Progress, So
 from p2p.errors import (
     CorruptPieceError,
     DamselflyError,
+    DeniedError,
     OriginError,
     OriginRefusedError,
     ParentBusyError,
@@ -344,6 +345,7 @@ def failure_reason(error: DamselflyError) -> FailureReason:
         (ParentError, FailureReason.UNREACHABLE),
         (CorruptPieceError, FailureReason.CORRUPT),
         (OriginRefusedError, FailureReason.ORIGIN_REFUSED),
+        (DeniedError, FailureReason.ORIGIN_REFUSED),
         (VersionChangedError, FailureReason.VERSION_CHANGED),
         (OriginError, FailureReason.ORIGIN_FAILED),
         (StoreError, FailureReason.LOCAL),
