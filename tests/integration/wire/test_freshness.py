@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
-from collections.abc import Iterator
+import http.client
+import threading
+from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from bench.cluster import LocalCluster
-from tests.support.daemons import Answer, fetch
+from tests.support.daemons import Answer, fetch, open_url
 from tests.support.origins import downloads, running_raw_origin
 from tests.unit.source.raw_origin import RawOrigin, RawRequest, response, serving
 
@@ -34,6 +37,7 @@ match = '/cover-any/'
 stale_if_error = 'any'
 """
 OLD, NEW = CONTENT, CONTENT[::-1]
+PIECE = 4 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,38 @@ def test_an_overwritten_object_is_new_at_once(store: RawOrigin, signed: str, pro
     for address in (proxy, other_proxy):
         answer = fetch(signed, proxy=address)
         assert (answer.status, answer.body == NEW, answer.headers["etag"]) == (200, True, '"v2"')
+
+
+def test_overwritten_in_mid_download(store: RawOrigin, signed: str, proxy: str) -> None:
+    old, new = serving(OLD * 60, etag='"v1"'), serving(NEW * 60, etag='"v2"')
+    asked, overwritten = threading.Semaphore(0), threading.Event()
+
+    async def once_overwritten(request: RawRequest) -> bytes:
+        await asyncio.to_thread(overwritten.wait)
+        answer = new(request)
+        return answer if isinstance(answer, bytes) else await answer
+
+    def answer(request: RawRequest) -> bytes | Awaitable[bytes]:
+        wanted = request.field("Range") or ""
+        if wanted == "bytes=0-0":
+            asked.release()
+        elif int(wanted.removeprefix("bytes=").partition("-")[0]) >= PIECE:
+            return once_overwritten(request)
+        return new(request) if overwritten.is_set() else old(request)
+
+    store.answer = answer
+    tail = {"Range": "bytes=17000000-17000009"}
+    with concurrent.futures.ThreadPoolExecutor(1) as other, open_url(signed, proxy=proxy) as begun:
+        assert (begun.status, begun.headers["ETag"], begun.read(1)) == (200, '"v1"', OLD[:1])
+        waiting = other.submit(fetch, signed, proxy=proxy, headers=tail)
+        for _ in range(2):
+            assert asked.acquire(timeout=30)
+        overwritten.set()
+        with pytest.raises((ConnectionResetError, http.client.IncompleteRead)):
+            begun.read()
+        restarted = waiting.result(30)
+    assert (restarted.status, restarted.headers["etag"]) == (206, '"v2"')
+    assert restarted.body == (NEW * 60)[17_000_000:17_000_010]
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "cached"])
