@@ -36,8 +36,8 @@ KEPT_BYTES = 64 * 1024 * 1024
 # Such a request is about a part or a version that the client has already: the registry answers it best.
 _PARTICULAR = ("Range", "If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since")
 
-# Its signatures are part of the document and not of what the digest is taken over (Docker's image manifest schema 1).
-_SIGNED_MANIFEST = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+SIGNED_MANIFEST = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+"""Docker's image manifest schema 1: its signatures are part of the document, but not of what its digest is taken of."""
 
 
 def mirror_request(exchange: Exchange, default: str | None) -> Mirrored | None:
@@ -136,7 +136,7 @@ class Manifests:
     def _take(self, url: str, digest: ExpectedDigest | None, fields: Fields, body: bytes) -> None:
         """Verify a manifest, and keep it if the registry can be asked whether it still is what it was."""
         self._forget(url)
-        if (single(fields, "content-type") or "") == _SIGNED_MANIFEST:
+        if (single(fields, "content-type") or "") == SIGNED_MANIFEST:
             return
         if digest is not None:
             hasher = digest.hasher()

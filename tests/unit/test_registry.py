@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from p2p.digests import ExpectedDigest
 from p2p.errors import BadRequestError, ConfigError
 from p2p.registry import Kind, blob_task, is_mirrored, mirrored, parse_upstream
+from p2p.versions import Unkeepable, ValidatorKind, Version, conditional_headers, matches, read_version
 
 HEX = hashlib.sha256(b"layer").hexdigest()
 DIGEST = ExpectedDigest("sha256", HEX)
@@ -127,6 +128,28 @@ def test_repositories_of_a_registry_share_a_blob_and_registries_do_not() -> None
     assert task_id(f"https://ghcr.io/v2/a/{blob}") != task_id(f"https://evil.example/v2/a/{blob}")
     assert task_id(f"https://ghcr.io/v2/a/{blob}") != task_id(f"http://ghcr.io/v2/a/{blob}")
     assert blob_task("https://ghcr.io/v2/a", DIGEST).canonical == f"registry+https://ghcr.io/{DIGEST}"
+
+
+def test_a_blobs_version_is_its_digest_whatever_the_storage_says() -> None:
+    storage = {"ETag": '"upload-1"', "Last-Modified": "Sat, 21 Nov 2026 00:00:00 GMT"}
+    version = read_version("t" * 64, storage, length=5, content=DIGEST)
+    assert version == Version("t" * 64, 5, ValidatorKind.CONTENT, str(DIGEST))
+    assert read_version("t" * 64, {}, length=5, content=DIGEST) == version
+    assert conditional_headers(version) == ()
+    for answer in ({}, {"ETag": '"upload-2"'}, {"Docker-Content-Digest": str(DIGEST)}):
+        assert matches(version, answer, 5)
+        assert not matches(version, answer, 6)
+        assert not matches(version, answer, None)
+    assert not matches(version, {"Docker-Content-Digest": f"sha256:{'0' * 64}"}, 5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"Cache-Control": "no-store"}, {"Docker-Content-Digest": f"sha256:{'0' * 64}"}],
+    ids=["no-store", "other"],
+)
+def test_a_blob_that_may_not_be_kept_or_is_another_is_not(answer: dict[str, str]) -> None:
+    assert isinstance(read_version("t" * 64, answer, length=5, content=DIGEST), Unkeepable)
 
 
 SEGMENTS = st.text("abcns=%2F+", min_size=1, max_size=8).filter(lambda text: not text.startswith("ns="))
