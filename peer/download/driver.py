@@ -221,8 +221,11 @@ class Download:
             error = DamselflyError(f"internal error: {type(failure).__name__}")
         finally:
             # Also when aborted: pieces that are already on disk are recorded before anybody else writes here.
-            outcomes = await asyncio.gather(*landings, return_exceptions=True)
-            self._over(command, next((bad for bad in outcomes if isinstance(bad, DamselflyError)), error))
+            try:
+                await _finish(landings)
+            finally:
+                outcomes = [one.result() for one in landings if not one.cancelled() and one.exception() is None]
+                self._over(command, next((bad for bad in outcomes if bad is not None), error))
 
     async def _fetch(self, command: StartTransfer, on_piece: Callable[[int, bytes], None]) -> None:
         if command.source is not None:
@@ -334,6 +337,22 @@ class Download:
         )
         self._on_idle(self)
         self.entry.release()
+
+
+async def _finish(tasks: Sequence[asyncio.Task[DamselflyError | None]]) -> None:
+    """Wait until all of `tasks` have ended; being cancelled meanwhile cancels none of them, and is raised afterwards.
+
+    The last reader may leave, and so abort the transfer, in the very turn of the loop in which its piece has landed:
+    the piece must be counted and reported all the same.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while pending := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(pending)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def failure_reason(error: DamselflyError) -> FailureReason:
