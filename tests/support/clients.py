@@ -129,8 +129,13 @@ def curl(*arguments: str, proxy: str = "") -> Outcome:
 
 
 def triton(url: str, file: Path, *arguments: str, proxy: str) -> Outcome:
-    """Download as the published Triton agent does, with a fresh handle of libcurl; statuses mean nothing to it."""
-    return curl("--header", "User-Agent:", *arguments, "--output", str(file), url, proxy=proxy)
+    """Download as the published Triton agent does, with a fresh handle of libcurl; statuses mean nothing to it.
+
+    The library names no user agent; the program does, in each request and in each CONNECT, unless it is told not to.
+    """
+    return curl(
+        "--header", "User-Agent:", "--proxy-header", "User-Agent:", *arguments, "--output", str(file), url, proxy=proxy
+    )
 
 
 def wget(*arguments: str, proxy: str) -> Outcome:

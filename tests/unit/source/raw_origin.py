@@ -74,8 +74,12 @@ class RawOrigin:
                     return
                 if self.hang_up:
                     return
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            return  # the end of a test included: a cancelled handler would be reported as an error
+        except asyncio.CancelledError:
+            # The end of a test. The loop may end right after it, too early for the farewells of TLS.
+            writer.transport.abort()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
         finally:
             writer.close()
 
