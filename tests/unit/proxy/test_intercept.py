@@ -23,16 +23,21 @@ from .front import HOST_ID, SIGNED, Client, Front, MemoryTasks
 
 INTERCEPT = Rules([Rule(re.compile(r"^https://127\.0\.0\.1"), intercept=True)])
 AGENT = ("Proxy-Connection: Keep-Alive",)
+DEFAULTS = ProxySettings()
 BIG = bytes(range(256)) * 16_000
 
 
 class Opening(Front):
     """A proxy that opens TLS, and clients that go through it."""
 
-    def __init__(self, directory: Path, origin_ca: Path | None, *, content: bytes = CONTENT) -> None:
-        super().__init__(MemoryTasks(content), ProxySettings(), OriginSettings(stall_seconds=5, ca_file=origin_ca))
+    def __init__(
+        self, directory: Path, origin_ca: Path | None, settings: ProxySettings, content: bytes = CONTENT
+    ) -> None:
+        super().__init__(MemoryTasks(content), settings, OriginSettings(stall_seconds=5, ca_file=origin_ca))
         authority = CertificateAuthority.create(directory, name="test", now=datetime.now(UTC))
-        self.server = ProxyServer(self.tasks, self._client, host_id=HOST_ID, rules=INTERCEPT, authority=authority)
+        self.server = ProxyServer(
+            self.tasks, self._client, host_id=HOST_ID, settings=settings, rules=INTERCEPT, authority=authority
+        )
         self.trusting = ssl.create_default_context(cafile=directory / CA_FILE)
 
     async def through(self, port: int, *fields: str, trust: ssl.SSLContext | None = None) -> Client:
@@ -46,12 +51,12 @@ class Opening(Front):
 
 @asynccontextmanager
 async def opening(
-    directory: Path, content: bytes = CONTENT, *, trust: bool = True
+    directory: Path, content: bytes = CONTENT, *, trust: bool = True, settings: ProxySettings = DEFAULTS
 ) -> AsyncIterator[tuple[Opening, RawOrigin]]:
     """Run an HTTPS origin and a proxy in front of it, which trusts it or not."""
     ca_file, context = own_authority(directory)
     async with raw_origin(serving(content), tls=context) as origin:
-        front = Opening(directory / "ca", ca_file if trust else None, content=content)
+        front = Opening(directory / "ca", ca_file if trust else None, settings, content)
         await front.start()
         try:
             yield front, origin
@@ -169,9 +174,27 @@ async def test_shutdown_closes_an_idle_tunnel(tmp_path: Path) -> None:
         assert not front.server._http.connections
 
 
+async def test_a_client_that_never_shakes_hands_is_let_go(tmp_path: Path) -> None:
+    async with opening(tmp_path) as (front, origin):
+        silent = await front.connect()
+        await silent.send(f"CONNECT 127.0.0.1:{origin.port} HTTP/1.1", "Host: x")
+        assert (await silent.head()).status == 200
+        await front.server.shutdown(0.0)
+        assert await silent.reader.read() == b""
+        assert not front.server._http.connections
+
+
+async def test_a_handshake_has_a_deadline(tmp_path: Path) -> None:
+    async with opening(tmp_path, settings=ProxySettings(handshake_seconds=0.01)) as (front, origin):
+        silent = await front.connect()
+        await silent.send(f"CONNECT 127.0.0.1:{origin.port} HTTP/1.1", "Host: x")
+        assert (await silent.head()).status == 200
+        assert await silent.reader.read() == b""
+
+
 async def test_a_host_that_no_rule_names_stays_blind(tmp_path: Path) -> None:
     ca_file, context = own_authority(tmp_path)
-    front = Opening(tmp_path / "ca", None)
+    front = Opening(tmp_path / "ca", None, DEFAULTS)
     await front.start()
     try:
         async with raw_origin(serving(CONTENT), tls=context) as origin:
