@@ -78,13 +78,14 @@ class MemoryReader:
 
 
 class MemoryVerification:
-    """Judges once everything has landed."""
+    """Judges once everything has landed and the test allows it."""
 
     def __init__(self, tasks: MemoryTasks, expected: ExpectedDigest) -> None:
         self._tasks = tasks
         self._expected = expected
 
     async def verdict(self) -> None:
+        await self._tasks.may_judge.wait()
         await self._tasks.downloads[-1].ready(len(self._tasks.content) - 1)
         hasher = self._expected.hasher()
         hasher.update(self._tasks.content)
@@ -121,6 +122,7 @@ class MemoryTasks:
     prefetched: list[Opening] = field(default_factory=list)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    may_judge: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> MemoryReader:
         self.openings.append(Opening(task, version, source, wanted))
