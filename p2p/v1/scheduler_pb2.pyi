@@ -141,7 +141,7 @@ class Version(_message.Message):
     length: _builtins.int
     """bytes"""
     validator_kind: _builtins.str
-    """"etag", "last-modified", "generation" or "digest" """
+    """"etag", "last-modified", "generation", "digest" or "content" """
     validator: _builtins.str
     """as the origin wrote it"""
     def __init__(

@@ -295,3 +295,11 @@ def test_a_registry_of_the_callers_own_opens_nothing(mirror: Mirror, image: Imag
             fetch(url, headers=headers)
         part = fetch(url, headers={**headers, "Range": "bytes=0-99"})
         assert (part.status, part.body) == (206, zeros[:100])
+
+
+@pytest.mark.parametrize("named", ["ns=169.254.169.254", "ns=http-is-not-a-scheme://x", "ns=a.example&ns=b.example"])
+@pytest.mark.parametrize("path", ["/v2/", "/v2/x/manifests/v1", f"/v2/x/blobs/{digest_of(b'')}"])
+def test_ns_leads_nowhere_that_is_denied(proxy: str, path: str, named: str) -> None:
+    answer = fetch(f"http://{proxy}{path}?{named}")
+    expected = 403 if "169.254" in named else 400
+    assert (answer.status, answer.headers["x-dragonfly-error-type"]) == (expected, "proxy")
