@@ -15,7 +15,7 @@ import pytest
 
 from bench.cluster import LocalCluster
 from tests.integration.wire.conftest import CONTENT
-from tests.support.clients import Wire, curl, replay, triton_request
+from tests.support.clients import Wire, curl
 from tests.support.daemons import CLIENT_SECONDS, fetch
 from tests.support.origins import downloads
 from tests.unit.source.raw_origin import RawOrigin, response, serving
@@ -67,35 +67,6 @@ def test_the_origin_is_asked_with_a_ranged_get_and_never_with_head(store: RawOri
     assert all((request.field("Range") or "").startswith("bytes=0-") for request in store.requests)
 
 
-def test_every_request_asks_the_origin_once_for_one_byte(store: RawOrigin, signed: str, proxy: str) -> None:
-    assert fetch(signed, proxy=proxy).body == CONTENT
-    store.requests.clear()
-    assert fetch(signed, proxy=proxy).headers["x-cache"] == "HIT-LOCAL"
-    assert [request.field("Range") for request in store.requests] == ["bytes=0-0"]
-
-
-def test_an_empty_object_has_no_bytes(store: RawOrigin, signed: str, proxy: str) -> None:
-    store.answer = serving(b"")
-    answer = replay(proxy, triton_request(signed))
-    assert (answer.status, answer.headers["content-length"], answer.body) == (200, "0", b"")
-
-
-@pytest.mark.parametrize(
-    "octets",
-    [
-        response(200, 'ETag: "v1"', body=CONTENT),
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT), CONTENT),
-    ],
-    ids=["no ranges", "no length"],
-)
-def test_an_origin_without_ranges_or_length_is_one_stream(
-    store: RawOrigin, signed: str, proxy: str, octets: bytes
-) -> None:
-    store.answer = lambda _: octets
-    answer = replay(proxy, triton_request(signed))
-    assert (answer.status, answer.body == CONTENT) == (200, True)
-
-
 ORIGINS_OWN = (
     "Last-Modified: Mon, 02 Mar 2026 10:00:00 GMT",
     "Content-Type: application/x-onnx",
@@ -127,11 +98,6 @@ def test_a_compressed_object_stays_compressed(store: RawOrigin, signed: str, pro
         assert (answer.headers["content-encoding"], answer.body == packed) == ("gzip", True)
     assert {request.field("Accept-Encoding") for request in store.requests} == {"identity"}
     assert len(downloads(store)) == 1
-
-
-def test_a_request_that_has_been_here_is_a_loop(store: RawOrigin, signed: str, proxy: str) -> None:
-    assert fetch(signed, proxy=proxy, headers={"Via": "1.1 peer-2, 1.1 peer-1"}).status == 508
-    assert not store.requests
 
 
 @pytest.mark.parametrize("method", ["GET", "OPTIONS", "DELETE", "PROPFIND", "QUERY"])

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from bench.cluster import DAMSELFLY, LocalCluster
 from tests.integration.wire.conftest import CONTENT, SIGNED
 from tests.support.clients import (
     CURL_EMPTY_REPLY,
     CURL_PARTIAL,
     CURL_RECEIVE_ERROR,
     Wire,
-    curl,
     replay,
-    run,
     triton,
     triton_request,
 )
@@ -265,57 +261,3 @@ def test_https_model_store_connect_octets(proxy: str, tmp_path: Path) -> None:
         wire.wrap(ca_file, "127.0.0.1")
         answer = wire.ask(f"GET /m?{SIGNED} HTTP/1.1\r\nHost: {authority}\r\nAccept: */*\r\n\r\n".encode())
     assert (answer.status, answer.body == CONTENT) == (200, True)
-
-
-@pytest.fixture(scope="module")
-def secure_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RawOrigin, Path]]:
-    """An https store that a private authority vouches for, and that authority's file."""
-    ca_file, context = own_authority(tmp_path_factory.mktemp("store"))
-    with running_raw_origin(serving(CONTENT), tls=context) as secure:
-        yield secure, ca_file
-
-
-@pytest.fixture(scope="module")
-def intercepting(
-    secure_store: tuple[RawOrigin, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, Path]]:
-    """The proxy of a peer that opens the TLS of `secure_store`, and the authority that clients of it trust."""
-    secure, ca_file = secure_store
-    directory = tmp_path_factory.mktemp("intercepting")
-    assert run([*DAMSELFLY, "ca", "init", "--dir", str(directory / "ca")]).code == 0
-    rule = f"[[rules]]\nmatch = '^https://127\\.0\\.0\\.1:{secure.port}/'\nintercept = true\nca_file = '{ca_file}'\n"
-    (directory / "peer.toml").write_text(rule)
-    arguments = ("--config", str(directory / "peer.toml"), "--ca-dir", str(directory / "ca"))
-    with LocalCluster(peers=1, seeds=0, directory=directory, arguments={"peer-1": arguments}) as started:
-        yield started["peer-1"].addresses["proxy"], directory / "ca" / "ca.pem"
-
-
-def test_https_model_store_is_opened_where_a_rule_says_so(
-    secure_store: tuple[RawOrigin, Path], intercepting: tuple[str, Path], file: Path
-) -> None:
-    """Inside, everything holds: P2P with nothing configured, a new signature, fields of a repaired agent."""
-    (secure, _), (proxy, ca_file) = secure_store, intercepting
-    url = f"https://127.0.0.1:{secure.port}/models/a/1/model.onnx?{SIGNED}"
-    heads = file.with_suffix(".heads")
-    trusting = ("--cacert", str(ca_file), "--dump-header", str(heads))
-    assert triton(url, file, *trusting, proxy=proxy).code == 0
-    assert triton(f"{url}9", file, *trusting, "--header", "X-Dragonfly-Filter: a", proxy=proxy).code == 0
-    assert file.read_bytes() == CONTENT
-    assert "X-Cache: HIT-LOCAL" in heads.read_text()
-    assert len(downloads(secure)) == 1
-    assert {request.field("X-Dragonfly-Filter") for request in secure.requests} == {None}
-
-
-def test_https_model_store_status_inside_is_a_reset_for_the_shape_of_its_connect(
-    secure_store: tuple[RawOrigin, Path], intercepting: tuple[str, Path], file: Path
-) -> None:
-    (secure, _), (proxy, ca_file) = secure_store, intercepting
-    whole, url = secure.answer, f"https://127.0.0.1:{secure.port}/gone?{SIGNED}"
-    secure.answer = lambda _: response(404, body=b"<Error/>")
-    try:
-        assert triton(url, file, "--cacert", str(ca_file), proxy=proxy).code in RESET
-        assert not file.exists()
-        told = curl("--cacert", str(ca_file), "--write-out", "%{http_code}", url, proxy=proxy)
-    finally:
-        secure.answer = whole
-    assert told.said == "<Error/>404"
