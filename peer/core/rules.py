@@ -1,7 +1,7 @@
 """Rules: what the operator wants done with which URLs.
 
-A rule is chosen by an unanchored regular expression on the full URL; the first that matches wins, and without one the
-defaults below hold.
+A rule is chosen by an unanchored regular expression on the full URL (see `comparable`); the first that matches wins,
+and without one the defaults below hold.
 """
 
 from __future__ import annotations
@@ -66,6 +66,25 @@ class Rule:
 DEFAULT_RULE = Rule()
 
 
+_URL = re.compile(r"(https?)://([^/?#]*)/?(.*)", re.IGNORECASE | re.DOTALL)
+_PORTS = {"http": ":80", "https": ":443"}
+
+
+def comparable(url: str) -> str:
+    """Return a URL with one spelling for what has several and means the same, so that none slips past a rule.
+
+    Scheme and host are in lower case, the default port, a user and a final dot of the host are gone, and there is a
+    path. The path and the query stay as they came.
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        return url
+    scheme = match[1].lower()
+    authority = match[2].rpartition("@")[2].lower().removesuffix(_PORTS[scheme]).removesuffix(":")
+    host, colon, port = authority.partition(":") if not authority.startswith("[") else (authority, "", "")
+    return f"{scheme}://{host.rstrip('.')}{colon}{port}/{match[3]}"
+
+
 class Rules:
     """An ordered list of rules."""
 
@@ -73,7 +92,10 @@ class Rules:
         self._rules = tuple(rules)
 
     def match(self, url: str) -> Rule:
-        """Return the first rule whose pattern is found in `url`, or the defaults."""
+        """Return the first rule whose pattern is found in `url` as `comparable` writes it, or the defaults."""
+        if not self._rules:
+            return DEFAULT_RULE
+        url = comparable(url)
         return next((rule for rule in self._rules if rule.pattern.search(url)), DEFAULT_RULE)
 
     def __iter__(self) -> Iterator[Rule]:

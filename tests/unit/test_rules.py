@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.errors import BadRequestError, ConfigError, DeniedError
-from peer.core.rules import DEFAULT_RULE, Action, Errors, Rule, Rules, StaleIfError
+from peer.core.rules import DEFAULT_RULE, Action, Errors, Rule, Rules, StaleIfError, comparable
 from peer.proxy.route import Wanted, route, upstream
 from peer.proxy.server import ProxySettings
 from peer.settings import Configuration, load_configuration
@@ -35,6 +35,24 @@ class TestRules:
         assert Rules([first, second]).match(URL).tag == "1"
         assert Rules([second, first]).match(URL).tag == "2"
         assert Rules([Rule(re.compile("^store"))]).match(URL) is DEFAULT_RULE
+
+    @pytest.mark.parametrize(
+        ("url", "expected"),
+        [
+            ("HTTP://Store.Example:80/A?B=%2f#", "http://store.example/A?B=%2f#"),
+            ("https://store.example.:443", "https://store.example/"),
+            ("https://user:secret@a:8443?x", "https://a:8443/?x"),
+            ("http://a:443//b", "http://a:443//b"),
+            ("http://a.:/", "http://a/"),
+            ("HTTPS://[::A]:443/x", "https://[::a]/x"),
+            ("http://[::1]:9000/x", "http://[::1]:9000/x"),
+            ("/v2/", "/v2/"),
+        ],
+    )
+    def test_no_spelling_slips_past_a_rule(self, url: str, expected: str) -> None:
+        assert comparable(url) == expected
+        rule = Rule(re.compile(f"^{re.escape(expected)}$"), action=Action.DENY)
+        assert Rules([rule]).match(url) is rule
 
     @pytest.mark.parametrize(
         ("rule", "url", "expected"),
