@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format stubs clean
+.PHONY: help run test fuzz lint format stubs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ run: $(VENV)/installed-run ## install, then measure direct, cold, remote and loc
 
 test: $(VENV)/installed-dev ## install, then run every test
 	@$(BIN)/pytest $(ARGS)
+
+fuzz: $(VENV)/installed-dev ## attack the proxy's front with hostile requests until Ctrl-C; prints the seeds
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: $(VENV)/installed-dev ## check style, types, the import contracts and the generated stubs
 	@$(BIN)/ruff check

@@ -201,7 +201,7 @@ class Exchange:
 
     def answered(self) -> web.StreamResponse:
         """Return what aiohttp wants from a handler; everything has been written already."""
-        return _Answered(keep_alive=self.keep_alive)
+        return Answered(keep_alive=self.keep_alive)
 
     @property
     def _writer(self) -> AbstractStreamWriter:
@@ -220,7 +220,7 @@ class Exchange:
             raise ConnectionAbortedError(f"the client took nothing for {self._stall_seconds:g} s") from None
 
 
-class _Answered(web.StreamResponse):
+class Answered(web.StreamResponse):
     """A response that is on the wire already."""
 
     def __init__(self, *, keep_alive: bool) -> None:
@@ -229,13 +229,15 @@ class _Answered(web.StreamResponse):
 
     @property
     def keep_alive(self) -> bool:
+        """Whether the connection takes another request."""
         return self._keeps_alive
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Do nothing: the head is out."""
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        return None
+        """Do nothing: the body is out."""
 
 
 def reset(transport: asyncio.Transport) -> None:

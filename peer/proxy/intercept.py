@@ -19,19 +19,20 @@ from p2p.config import Address
 from p2p.errors import BadRequestError, ConfigError
 from p2p.tls import CertificateAuthority, LeafContexts
 from peer.core.rules import Rules
+from peer.proxy.connection import Connection
 from peer.proxy.exchange import Exchange, Inside
 from peer.proxy.relay import detach, take_early
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-class _InsideHandler(web.RequestHandler):
+class _InsideHandler(Connection):
     """Serves one opened tunnel."""
 
     __slots__ = ("inside",)
 
     def __init__(self, server: web.Server, inside: Inside, **options: Any) -> None:
-        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        super().__init__(server, **options)
         self.inside = inside
 
 
@@ -41,6 +42,10 @@ class HttpServer(web.Server):
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **options: Any) -> None:
         super().__init__(handler, handler_cancellation=True, **options)
         self._options = options
+
+    def __call__(self) -> web.RequestHandler:
+        """Return the protocol of a new connection."""
+        return Connection(self, **self._options)
 
     def inside_handler(self, inside: Inside) -> web.RequestHandler:
         """Return a protocol that serves the requests of one opened tunnel."""

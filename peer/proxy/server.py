@@ -17,6 +17,7 @@ from peer.core.rules import Action, Rules
 from peer.proxy import metrics
 from peer.proxy.access import Users
 from peer.proxy.connect import Connector
+from peer.proxy.connection import require_one_meaning
 from peer.proxy.contract import Tasks
 from peer.proxy.exchange import Cache, Exchange, Route
 from peer.proxy.failures import LoopDetectedError, UnexpectedError, fail
@@ -49,6 +50,7 @@ class ProxySettings:
     handshake_seconds: float = 10.0
     tunnel_idle_seconds: float = 3600.0
     connect_ports: tuple[range, ...] = (range(443, 444), range(1024, 65536))
+    head_seconds: float = 30.0
     keep_alive_seconds: float = 75.0
     line_bytes: int = 64 * 1024
     headers: int = 256
@@ -99,6 +101,7 @@ class ProxyServer:
             access_log=None,
             logger=_parser_logger(),
             auto_decompress=False,
+            head_seconds=settings.head_seconds,
             keepalive_timeout=settings.keep_alive_seconds,
             max_line_size=settings.line_bytes,
             max_field_size=settings.line_bytes,
@@ -180,6 +183,7 @@ class ProxyServer:
         return ("refused" if (exchange.status or 0) >= 400 else "ok"), ""
 
     async def _dispatch(self, exchange: Exchange) -> None:
+        require_one_meaning(exchange)
         if exchange.inside is not None:
             exchange.inside.require_own(exchange)
         else:
