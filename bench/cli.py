@@ -14,8 +14,10 @@ from rich.table import Table
 from bench import origin
 from bench.ground import EXTERNAL, ExternalGround, embedded_ground
 from bench.hits import Result, measure
+from bench.proxy import Result as ProxyResult
+from bench.proxy import measure as measure_proxies
 from bench.report import Bar, ChartsUnavailableError, bar_chart, write_json
-from p2p.config import parse_size
+from p2p.config import parse_duration, parse_size
 from p2p.errors import ConfigError, DamselflyError
 
 app = typer.Typer(no_args_is_help=True, help="Measure what Damselfly does on this machine, or on your cluster.")
@@ -72,6 +74,64 @@ def hits(
         wrong = ", ".join(run.name for run in result.runs if not run.digest_ok)
         typer.echo(f"error: wrong bytes were read: {wrong}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def proxy(
+    size: Annotated[str, typer.Option(help="Size of the object, as 64KiB.")] = "64KiB",
+    connections: Annotated[int, typer.Option(min=1, help="How many keep-alive connections.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each proxy is loaded in each round.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds; the figures are those of the median.")] = 3,
+    authorize_ttl: Annotated[
+        str, typer.Option(help="How long the peer's rule remembers the origin's leave; 0s asks at every request.")
+    ] = "60s",
+    json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench-proxy.json"),
+) -> None:
+    """Load a peer with requests for one small object that it holds, and nginx and squid with the same ones."""
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with Console(stderr=True).status("starting") as status:
+            result = measure_proxies(
+                size=parse_size(size),
+                connections=connections,
+                seconds=seconds,
+                rounds=rounds,
+                authorize_ttl=parse_duration(authorize_ttl),
+                progress=status.update,
+            )
+    except (DamselflyError, OSError) as error:
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            typer.echo(line, err=True)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    _print_proxies(result)
+    write_json(json, result.figures())
+    typer.echo(f"wrote {json}")
+
+
+def _print_proxies(result: ProxyResult) -> None:
+    table = Table(
+        title=f"Local hits of {result.object_bytes / 1024:g} KiB, {result.connections} keep-alive connections",
+        box=None,
+        collapse_padding=True,
+    )
+    table.add_column("proxy")
+    for heading in ("requests/s\na core", "requests/s", "p50\nms", "p99\nms", "CPU-s", "asked\norigin"):
+        table.add_column(heading, justify="right")
+    for cost in result.costs:
+        table.add_row(
+            f"{cost.name} {cost.version}",
+            f"{cost.requests_per_cpu_second:,.0f}",
+            f"{cost.requests_per_second:,.0f}",
+            f"{cost.p50_seconds * 1e3:.2f}",
+            f"{cost.p99_seconds * 1e3:.2f}",
+            f"{cost.cpu_seconds:.2f}",
+            str(cost.origin_requests),
+        )
+    for name in result.missing:
+        table.add_row(name, "not installed")
+    Console().print(table)
 
 
 def _measure(size: int, objects: int, profile: str, url: str | None, proxies: list[str]) -> Result:

@@ -1,0 +1,147 @@
+"""Caching proxies to be measured against: nginx with proxy_cache, and squid, as Debian packages them.
+
+Each runs as one process with one worker, keeps what it is asked for as long as the run lasts, and writes no access log.
+Squid keeps its objects in memory, nginx in files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.process import Child, ChildError
+
+_READY_SECONDS = 15.0
+_STOP_SECONDS = 10.0
+
+_NGINX = """\
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  sendfile on;
+  keepalive_requests 1000000000;
+  client_body_temp_path {directory}/nginx-body;
+  proxy_temp_path {directory}/nginx-temp;
+  fastcgi_temp_path {directory}/nginx-fastcgi;
+  scgi_temp_path {directory}/nginx-scgi;
+  uwsgi_temp_path {directory}/nginx-uwsgi;
+  proxy_cache_path {directory}/nginx-cache levels=1:2 keys_zone=objects:10m inactive=60m use_temp_path=off;
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://$http_host;
+      proxy_cache objects;
+      proxy_cache_key $http_host$request_uri;
+      proxy_cache_valid 200 60m;
+    }}
+  }}
+}}
+"""
+
+_SQUID = """\
+http_port 127.0.0.1:{port}
+http_access allow all
+cache_mem 64 MB
+maximum_object_size_in_memory 1 MB
+refresh_pattern . 60 100% 60
+access_log none
+cache_log /dev/null
+cache_store_log none
+pid_filename none
+netdb_filename none
+coredump_dir {directory}
+visible_hostname localhost
+shutdown_lifetime 0 seconds
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A proxy's name, how its configuration is written, and how it is started with it and asked for its version."""
+
+    name: str
+    program: str
+    template: str
+    command: Callable[[str, Path], list[str]]
+    version: str
+
+    def find(self) -> str | None:
+        """Return the path of the program, or None where it is not installed; Debian keeps both in /usr/sbin."""
+        return shutil.which(self.program, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+
+    @contextlib.contextmanager
+    def running(self, directory: Path) -> Iterator[RunningRival]:
+        """Run it on a free port while the context lasts; raises ChildError if it does not come up."""
+        program = self.find()
+        if program is None:
+            raise ChildError(f"{self.name} is not installed")
+        port = _free_port()
+        configuration = directory / f"{self.program}.conf"
+        configuration.write_text(self.template.format(directory=directory, port=port))
+        child = Child(self.name, self.command(program, configuration), directory / f"{self.program}.log")
+        try:
+            _wait_until_it_listens(child, port)
+            yield RunningRival(f"127.0.0.1:{port}", child, self._version(program))
+        finally:
+            child.terminate()
+            child.join(time.monotonic() + _STOP_SECONDS)
+
+    def _version(self, program: str) -> str:
+        # nginx writes its version to standard error, squid to standard output.
+        said = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+        found = re.search(self.version, said.stdout + said.stderr)
+        return found[1] if found else "?"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRival:
+    """A proxy at `address` ("host:port") that runs as `child`."""
+
+    address: str
+    child: Child
+    version: str
+
+
+RIVALS: Mapping[str, Rival] = {
+    rival.name: rival
+    for rival in (
+        Rival(
+            "nginx proxy_cache",
+            "nginx",
+            _NGINX,
+            lambda program, file: [program, "-e", "stderr", "-p", str(file.parent), "-c", str(file)],
+            r"nginx/(\S+)",
+        ),
+        Rival("squid", "squid", _SQUID, lambda program, file: [program, "-N", "-f", str(file)], r"Version (\S+)"),
+    )
+}
+
+
+def _free_port() -> int:
+    """Return a port that was free a moment ago: neither program can be told to choose one and say which."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _wait_until_it_listens(child: Child, port: int) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return
+        if not child.is_running() or time.monotonic() > deadline:
+            raise ChildError(f"{child.name} does not listen; its log {child.log} ends with:\n{child.tail()}")
+        time.sleep(0.02)
