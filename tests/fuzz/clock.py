@@ -49,6 +49,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now
 
+    async def elapse(self, seconds: float) -> None:
+        """Let time go by, and with it whatever is due; nobody really waits."""
+        moment = self.create_future()
+        self.call_later(seconds, moment.set_result, None)
+        await moment
+
     def _pass(self, seconds: float) -> None:
         self._now += seconds
 

@@ -82,7 +82,7 @@ class Field:
                     if client.ended:
                         break
                     transport.write(part)
-                    await asyncio.sleep(case.pause_seconds)
+                    await self.loop.elapse(case.pause_seconds)
                 transport.write(b"GET http://%b%b HTTP/1.1\r\nHost: %b\r\nUser-Agent: c\r\n\r\n" % (name, canary, name))
                 got = await self._answers(client, b"seen %b with 0" % canary)
             finally:
@@ -132,7 +132,7 @@ class Field:
 
     async def settled(self) -> None:
         """Let every deadline pass; raise AssertionError if the proxy keeps anything of clients that are gone."""
-        await asyncio.sleep(LONGEST_CASE_SECONDS)
+        await self.loop.elapse(LONGEST_CASE_SECONDS)
         assert not self.front.server._http.connections
         assert not self.front.server._active
         assert not self.front.tasks.readers

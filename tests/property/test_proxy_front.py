@@ -116,7 +116,7 @@ def test_a_kept_connection_that_begins_another_head_slowly_is_cut_off_in_time(gr
         reader, writer = await asyncio.open_connection("127.0.0.1", ground.field.front.port)
         writer.write(b"GET http://%b/first HTTP/1.1\r\nHost: %b\r\nUser-Agent: c\r\n\r\nGET " % (name, name))
         await reader.readuntil(b"seen /first with 0")
-        await asyncio.sleep(5.0)
+        await ground.loop.elapse(5.0)
         writer.write(b"http")
         started = ground.loop.time()
         assert await reader.read() == b""
