@@ -9,8 +9,9 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
 from p2p.errors import BadRequestError, ErrorType
 from p2p.telemetry import logger
@@ -30,18 +31,28 @@ class Connection(web.RequestHandler):
 
     A request's head has to be complete `head_seconds` after its first octet: aiohttp knows only for how long a
     connection may be idle, and takes a head that comes octet by octet for idleness.
+
+    A body that turns out to be unreadable ends with RequestPayloadError for whoever reads it: aiohttp only queues its
+    refusal as if it were the next request, behind the very one that waits for the rest of the body.
     """
 
-    __slots__ = ("_head_seconds", "_head_timer")
+    __slots__ = ("_head_seconds", "_head_timer", "_incoming")
 
     def __init__(self, server: web.Server, *, head_seconds: float, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._head_seconds = head_seconds
         self._head_timer: asyncio.TimerHandle | None = None
+        self._incoming: StreamReader | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take octets; the first of a head starts its clock, the last stops it."""
         super().data_received(data)
+        if self._messages:
+            message, body = self._messages[-1]
+            if isinstance(message, _ErrInfo):
+                self._break_off()
+            else:
+                self._incoming = body
         if not self._awaits_head():
             self._stop_clock()
         elif data and self._head_timer is None:
@@ -74,6 +85,12 @@ class Connection(web.RequestHandler):
             )
             self.transport.write("\r\n".join((*lines, "", "")).encode() + body)
         return Answered(keep_alive=False)
+
+    def _break_off(self) -> None:
+        """Fail the body that octets were for which cannot be read, if they were for one."""
+        if self._incoming is not None and not self._incoming.is_eof():
+            self._incoming.set_exception(RequestPayloadError("the rest of the body cannot be read"))
+        self._incoming = None
 
     def _awaits_head(self) -> bool:
         return self._waiter is not None and not self._waiter.done()

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 import aiohttp
+from aiohttp.web import RequestPayloadError
 
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
-from p2p.errors import OriginStalledError
+from p2p.errors import BadRequestError, OriginStalledError, OriginUnreachableError
 from p2p.fields import single
 from peer.proxy.digest import expected_digest, verified
 from peer.proxy.exchange import Exchange
@@ -103,26 +104,45 @@ class Forwarder:
         await exchange.finish()
 
     async def _upload(self, exchange: Exchange, source: Source) -> aiohttp.ClientResponse:
-        """Send a request with the client's body; what counts is progress, however long the whole takes."""
+        """Send a request with the client's body; what counts is progress, however long the whole takes.
+
+        A body that cannot be read any more (its chunks are none) breaks the origin's connection off, before its answer
+        as BadRequestError, and within the answer as a part of it that never comes.
+        """
         loop = asyncio.get_running_loop()
-        unanswered = True
+        response: aiohttp.ClientResponse | None = None
+        unanswered, unreadable = True, False
 
         async def body() -> AsyncIterator[bytes]:
+            nonlocal unreadable
             if (single(exchange.fields, "Expect") or "").lower() == "100-continue":
                 # The body is asked for only once the origin has agreed to take it.
                 await exchange.send_continue()
-            while chunk := await exchange.request.content.readany():
-                if unanswered:
-                    deadline.reschedule(loop.time() + self._stall_seconds)
-                yield chunk
+            try:
+                while chunk := await exchange.request.content.readany():
+                    if unanswered:
+                        deadline.reschedule(loop.time() + self._stall_seconds)
+                    yield chunk
+            except RequestPayloadError:
+                unreadable = True
+                if response is not None:
+                    response.close()
+                raise
 
         try:
             async with asyncio.timeout(self._stall_seconds) as deadline:
-                return await self._client.request(
+                response = await self._client.request(
                     exchange.method, source.url, source.headers, body=body(), stall_seconds=self._stall_seconds
                 )
+                return response
         except TimeoutError:
             raise OriginStalledError(f"{origin_of(source.url)} took nothing within the deadline") from None
+        except OriginUnreachableError:
+            if not unreadable:
+                raise
+            exchange.keep_alive = False
+            exchange.request.content.feed_eof()  # nobody is to wait for the rest
+            raise BadRequestError("the chunks of the request's body cannot be read") from None
         finally:
             unanswered = False
 

@@ -143,6 +143,72 @@ async def test_uploads_without_a_length_stay_chunked(front: Front, origin: RawOr
     assert (await client.reply()).status == 200
 
 
+class HalfTaken:
+    """An origin that takes the first chunk of an upload, says `early`, and waits for the end."""
+
+    def __init__(self, early: bytes = b"") -> None:
+        self.taken = asyncio.Event()
+        self.rest: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._early = early
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n3\r\nabc\r\n")
+        writer.write(self._early)
+        self.taken.set()
+        self.rest.set_result(await reader.read())
+        writer.close()
+
+
+@pytest.mark.parametrize("bad", [b"zz\r\n", b"3\r\nabcd\r\n", b"-1\r\n"])
+async def test_chunks_that_turn_bad_are_a_400_and_cut_off_at_the_origin(front: Front, bad: bytes) -> None:
+    half = HalfTaken()
+    async with await asyncio.start_server(half.serve, "127.0.0.1", 0) as server:
+        client = await front.connect()
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+        chunked = ("Host: x", "User-Agent: c", "Transfer-Encoding: chunked")
+        await client.send(f"PUT {url} HTTP/1.1", *chunked, body=b"3\r\nabc\r\n")
+        await half.taken.wait()
+        client.writer.write(bad)
+        reply = await client.reply()
+        assert (reply.status, reply.field("Connection")) == (400, "close")
+        assert await client.reader.read() == b"", "one answer to one request"
+        assert b"0\r\n\r\n" not in await half.rest
+
+
+async def test_chunks_that_turn_bad_within_the_answer_are_a_reset(front: Front) -> None:
+    half = HalfTaken(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
+    async with await asyncio.start_server(half.serve, "127.0.0.1", 0) as server:
+        client = await front.connect()
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+        await client.send(f"PUT {url} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n")
+        assert (await client.head()).status == 200
+        client.writer.write(b"zz\r\n")
+        with pytest.raises(ConnectionResetError):
+            await client.reader.read()
+        assert b"0\r\n\r\n" not in await half.rest
+
+
+async def test_chunks_that_turn_bad_in_a_queued_request_are_its_own_fault(front: Front, origin: RawOrigin) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: RawRequest) -> bytes:
+        asked.set()
+        await go_on.wait()
+        return ECHO
+
+    origin.answer = slow
+    client = await front.connect()
+    await client.send(f"GET {origin.base}/first HTTP/1.1", "Host: x", "User-Agent: c")
+    await asked.wait()
+    await client.send(f"PUT {origin.base}/x HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n")
+    client.writer.write(b"zz\r\n")
+    go_on.set()
+    assert (await client.reply()).body == b"as it is"
+    assert (await client.reply()).status == 400
+    assert await client.reader.read() == b""
+    assert [request.target for request in origin.requests] == ["/first"]
+
+
 async def test_gzipped_uploads_stay_gzipped(front: Front, origin: RawOrigin) -> None:
     body = b"\x1f\x8b\x08\x00 not really gzip"
     fields = ("Content-Encoding: gzip", f"Content-Length: {len(body)}")
