@@ -139,7 +139,8 @@ class ProxyServer:
             log.warning("requests cut off by shutdown", requests=len(self._active), grace_seconds=grace_seconds)
             for exchange in tuple(self._active):
                 exchange.reset()
-        await self._http.shutdown(timeout=1.0)
+        # Everything has had its time: aiohttp waits twice as long as this for what is left, before it cancels it.
+        await self._http.shutdown(timeout=0.1)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         stall_seconds = self._settings.client_stall_seconds
