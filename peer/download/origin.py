@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from p2p.control import Source
@@ -15,10 +15,9 @@ from p2p.ranges import ByteRange, format_range, parse_content_range
 from p2p.versions import Version, conditional_headers, matches
 from peer.download.connection import Endpoint
 from peer.source.client import REDIRECTS
-from peer.source.fields import Fields, across_hosts, for_pieces, retry_after
-from peer.source.urls import exact_url, origin_of, redirect_target
+from peer.source.fields import Fields, for_pieces, retry_after
+from peer.source.urls import DEFAULT_PORTS, exact_url
 
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _TRANSIENT = frozenset({408, 425, 429})
 _LINE_BREAK = re.compile(r"[\r\n\0]")
 
@@ -27,7 +26,7 @@ _LINE_BREAK = re.compile(r"[\r\n\0]")
 class Redirect:
     """The bytes are elsewhere."""
 
-    location: str
+    location: str = field(repr=False)  # may be signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def request_head(url: str, fields: Iterable[tuple[str, str]]) -> bytes:
     target = rest.removeprefix(authority)
     if not target.startswith("/"):
         target = "/" + target
-    lines = [f"GET {target} HTTP/1.1", f"Host: {authority.removesuffix(_DEFAULT_PORTS[scheme])}"]
+    lines = [f"GET {target} HTTP/1.1", f"Host: {authority.removesuffix(DEFAULT_PORTS[scheme])}"]
     for name, value in fields:
         if _LINE_BREAK.search(name + value):
             raise BadRequestError(f"the header field {name[:64]!r} holds a line break or a NUL")
@@ -91,19 +90,6 @@ def judge_origin(
     if status in (412, 416):
         raise VersionChangedError(f"the origin no longer has version {version.id} ({status}) of {redact(url)}")
     raise OriginRefusedError(status, f"{_phrase(status)} ({redact(url)})")
-
-
-def redirected(source: Source, location: str) -> Source:
-    """Return the source that a redirect leads to; nothing that may be a secret follows to another host.
-
-    Raises OriginError for what cannot be followed.
-    """
-    try:
-        url = redirect_target(source.url, location)
-    except BadRequestError as error:
-        raise OriginError(f"{redact(source.url)} redirects to what is not a usable URL: {error}") from None
-    same_host = origin_of(url) == origin_of(source.url)
-    return Source(url, source.headers if same_host else across_hosts(source.headers))
 
 
 def _require_bytes(url: str, version: Version, wanted: ByteRange, status: int, headers: Fields) -> None:

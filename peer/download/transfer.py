@@ -51,9 +51,9 @@ from peer.download.connection import (
     StalledError,
 )
 from peer.download.landing import Landing, Target
-from peer.download.origin import Later, Redirect, endpoint_of, judge_origin, range_request, redirected, request_head
+from peer.download.origin import Later, Redirect, endpoint_of, judge_origin, range_request, request_head
 from peer.source.backoff import Backoff
-from peer.source.client import MAX_REDIRECTS, OriginSettings
+from peer.source.client import MAX_REDIRECTS, OriginSettings, redirected
 from peer.source.fields import Fields
 from peer.source.guard import Resolver
 from peer.source.trust import Trust
@@ -95,7 +95,7 @@ class _Request(Generic[T]):
 
     endpoint: Endpoint
     limits: Limits
-    head: bytes
+    head: bytes = field(repr=False)  # holds credentials
     judge: Callable[[int, Fields], T | None]
     landing: Landing
     resolver: Resolver | None = None

@@ -16,6 +16,7 @@ import aiohttp
 
 from p2p.control import Source
 from p2p.errors import BadRequestError, OriginError, OriginStalledError, OriginUnreachableError
+from p2p.identity import redact
 from peer.core.rules import Rules
 from peer.source.fields import Fields, across_hosts
 from peer.source.guard import Resolver
@@ -162,7 +163,7 @@ def redirected(source: Source, location: str) -> Source:
     try:
         url = redirect_target(source.url, location)
     except BadRequestError as error:
-        raise OriginError(f"{origin_of(source.url)} redirects to what is not a usable URL: {error}") from None
+        raise OriginError(f"{redact(source.url)} redirects to what is not a usable URL: {error}") from None
     same_host = origin_of(url) == origin_of(source.url)
     return Source(url, source.headers if same_host else across_hosts(source.headers))
 

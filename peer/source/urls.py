@@ -11,7 +11,8 @@ from p2p.errors import BadRequestError
 
 _ABSOLUTE = re.compile(r"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _UNSENDABLE = re.compile(r"[\x00-\x20\x7f]")
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+"""What the end of an authority says for nothing, by scheme."""
 
 
 def _split(url: str) -> tuple[str, str, str]:
@@ -52,7 +53,7 @@ def origin_of(url: str) -> str:
     """Return scheme, host and port of a URL, the default port left out: fit for logs and comparisons."""
     scheme, authority, _ = _split(url)
     host = authority.rpartition("@")[2].lower()
-    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS[scheme])}"
+    return f"{scheme}://{host.removesuffix(DEFAULT_PORTS[scheme])}"
 
 
 def redirect_target(url: str, location: str) -> str:
