@@ -27,7 +27,7 @@ class Target:
     """What one round reads; `xxh3_128` is None where only the direct read can tell it. The URL may hold a signature."""
 
     url: str = field(repr=False)
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     xxh3_128: str | None = None
 
 

@@ -157,7 +157,7 @@ class _Parts:
     host: str
     port: int
     path: str
-    query: str
+    query: str = field(repr=False)  # may be signed
 
     @property
     def has_default_port(self) -> bool:

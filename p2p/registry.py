@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from p2p.digests import ExpectedDigest
@@ -39,7 +39,7 @@ class Mirrored:
     a BLOB, and for a MANIFEST that is not asked for by its tag.
     """
 
-    url: str
+    url: str = field(repr=False)  # its query may be signed
     kind: Kind
     digest: ExpectedDigest | None = None
 

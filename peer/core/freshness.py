@@ -16,7 +16,7 @@ anyone is told of another version, every leave for the old one is worth nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2p.versions import Version
 from peer.core.rules import Rule, StaleIfError
@@ -32,7 +32,7 @@ class Word:
     """The origin's word on a task; `asked_at` is when it was asked, in seconds of the caller's monotonic clock."""
 
     version: Version
-    headers: Fields
+    headers: Fields = field(repr=False)
     asked_at: float
 
 

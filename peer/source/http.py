@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import aiohttp
@@ -40,7 +40,7 @@ class Keepable:
     """
 
     version: Version
-    headers: Fields
+    headers: Fields = field(repr=False)  # may set cookies
     source: Source
 
 
@@ -50,8 +50,8 @@ class Refused:
 
     status: int
     reason: str
-    headers: Fields
-    body: bytes
+    headers: Fields = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
