@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -52,16 +54,8 @@ def hits(
 
     By default on an origin and a cluster (scheduler, seed, two peers) started for it and removed afterwards.
     """
-    # Unwinds the stack, so that the daemons go down with this process.
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
+    with _told_to_the_user():
         result = _measure(parse_size(size), objects, origin_profile, url, proxy or [])
-    except DamselflyError as error:
-        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
-            typer.echo(line, err=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     _print(result)
     write_json(json, result.figures())
     try:
@@ -88,26 +82,33 @@ def proxy(
     json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench-proxy.json"),
 ) -> None:
     """Load a peer with requests for one small object that it holds, and nginx and squid with the same ones."""
+    with _told_to_the_user(), Console(stderr=True).status("starting") as status:
+        result = measure_proxies(
+            size=parse_size(size),
+            connections=connections,
+            seconds=seconds,
+            rounds=rounds,
+            authorize_ttl=parse_duration(authorize_ttl),
+            progress=status.update,
+        )
+    _print_proxies(result)
+    write_json(json, result.figures())
+    typer.echo(f"wrote {json}")
+
+
+@contextmanager
+def _told_to_the_user() -> Iterator[None]:
+    """End with a line that says why, and a status (2 for a setting that cannot work), and on SIGTERM in good order."""
+    # Unwinds the stack, so that the daemons go down with this process.
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        with Console(stderr=True).status("starting") as status:
-            result = measure_proxies(
-                size=parse_size(size),
-                connections=connections,
-                seconds=seconds,
-                rounds=rounds,
-                authorize_ttl=parse_duration(authorize_ttl),
-                progress=status.update,
-            )
+        yield
     except (DamselflyError, OSError) as error:
         for line in (f"error: {error}", *getattr(error, "__notes__", ())):
             typer.echo(line, err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
-    _print_proxies(result)
-    write_json(json, result.figures())
-    typer.echo(f"wrote {json}")
 
 
 def _print_proxies(result: ProxyResult) -> None:
