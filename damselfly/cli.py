@@ -12,6 +12,7 @@ import typer
 
 from bench.cli import app as bench_app
 from damselfly.ca import app as ca_app
+from damselfly.config import app as config_app
 from damselfly.get import GetSettings, parse_header, parse_proxy, run_get
 from damselfly.up import up as run_up
 from p2p.config import Address, parse_address, parse_duration, parse_size
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(ca_app, name="ca")
+app.add_typer(config_app, name="config")
 
 _SCHEDULER = Address("127.0.0.1", 8002)
 

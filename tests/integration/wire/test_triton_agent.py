@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import uuid
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from typer.testing import CliRunner
 
+from damselfly.cli import app
 from tests.integration.wire.conftest import CONTENT, SIGNED
 from tests.support.clients import (
     CURL_EMPTY_REPLY,
@@ -83,6 +86,40 @@ def test_header_and_filter_change_nothing_for_a_known_store(
     assert triton(url, file, *repaired, "--dump-header", str(heads), proxy=proxy).code == 0
     assert file.read_bytes() == CONTENT
     assert "X-Cache: HIT-LOCAL" in heads.read_text()
+
+
+def test_config_file_is_what_the_agent_reads(store: RawOrigin, proxy: str, file: Path, tmp_path: Path) -> None:
+    """`proxy` is a text for libcurl, `header` a map of texts, `filter` a list of texts that it joins with `&`."""
+    arguments = ["--proxy", f"http://{proxy}", "--filter", "token&expires", "--filter", "sig", "-H", "X-Team: vision"]
+    printed = CliRunner().invoke(app, ["config", "triton", *arguments])
+    config = json.loads(printed.stdout)
+    assert config == {
+        "proxy": f"http://{proxy}",
+        "header": {"X-Team": "vision"},
+        "filter": ["token", "expires", "sig"],
+    }
+    heads = tmp_path / "heads"
+    fields = {**config["header"], "X-Dragonfly-Filter": "&".join(config["filter"]), "X-Dragonfly-Use-P2P": "true"}
+    options = [option for name, value in fields.items() for option in ("--header", f"{name}: {value}")]
+    for token in ("a", "b"):
+        url = f"{store.base}/config?token={token}&expires={token}"
+        address = config["proxy"].removeprefix("http://")
+        assert triton(url, file, *options, "--dump-header", str(heads), proxy=address).code == 0
+    assert "X-Cache: HIT-LOCAL" in heads.read_text()
+    assert ("X-Team", "vision") in store.requests[-1].fields
+
+
+def test_config_file_without_options_is_for_the_local_peer() -> None:
+    printed = CliRunner().invoke(app, ["config", "triton"])
+    assert json.loads(printed.stdout) == {"proxy": "http://127.0.0.1:65001", "header": {}, "filter": []}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--proxy", "127.0.0.1:65001"], ["--proxy", "http://u:secret@:0"], ["-H", "secret"]]
+)
+def test_config_file_that_the_agent_could_not_use_is_refused(arguments: list[str]) -> None:
+    refused = CliRunner().invoke(app, ["config", "triton", *arguments])
+    assert (refused.exit_code, refused.stdout) == (2, "")
 
 
 @pytest.mark.parametrize(
