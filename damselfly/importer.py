@@ -54,7 +54,7 @@ _FLAGS = {
 
 _Keys = dict[str, str | bool | list[str]]
 
-_AUTHORITY = re.compile(r"(?:(https?)://)?((?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?)/?")
+_AUTHORITY = re.compile(r"(?:((?i:https?))://)?((?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(?::([0-9]{1,5}))?)/?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +221,10 @@ def _rule_keys(section: _Section, common: _Keys) -> _Keys:
     tls = section.get("useHTTPS", bool, False) | section.get("useTLS", bool, False)
     keys: _Keys = {"action": "direct" if direct else "p2p"}
     redirect = section.get("redirect", str, "")
-    target = _AUTHORITY.fullmatch(redirect)
+    target = _authority(redirect)
     if target is not None:
         keys["redirect"] = target[2]
-        tls = tls or target[1] == "https"
+        tls = tls or (target[1] or "").lower() == "https"
     elif redirect:
         section.note("redirect", "is not a host or host:port alone, which a redirect is here; it is left out")
     if tls:
@@ -236,6 +236,12 @@ def _rule_keys(section: _Section, common: _Keys) -> _Keys:
     shared = common.get("filters", [])
     filters = parse_filters([*own, *(shared if isinstance(shared, list) else ())])
     return keys | ({"filters": list(filters)} if filters else {})
+
+
+def _authority(text: str) -> re.Match[str] | None:
+    """Return scheme, authority and port of a host or an http(s) URL without a path, None for anything else."""
+    match = _AUTHORITY.fullmatch(text)
+    return match if match is not None and 0 < int(match[3] or 1) <= 0xFFFF else None
 
 
 def _not_python(pattern: str) -> str | None:
@@ -276,11 +282,10 @@ def _upstream(mirror: _Section) -> str | None:
     address = mirror.get("addr", str, "") or mirror.get("url", str, "")
     if not address:
         return None
-    try:
-        return parse_upstream(address)
-    except ConfigError:  # its text has the address, which may have a password
+    if _authority(address) is None:
         mirror.note("url or addr", "is not a host or a URL without a path; it is left out (registry_upstream)")
         return None
+    return parse_upstream(address)
 
 
 def _allow(proxy: _Section) -> list[str] | None:

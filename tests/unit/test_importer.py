@@ -190,6 +190,8 @@ def test_no_password_is_repeated(text: str) -> None:
         ("rules: [{regex: '[[:alpha:]]'}]", "proxy.rules number 1.regx or regex"),
         ("rules: [{regex: 'https://a:443/'}]", "proxy.rules number 1"),
         ("rules: [{regex: a, redirect: 'http://u:hunter2@b/c'}]", "proxy.rules number 1.redirect"),
+        ("rules: [{regex: a, redirect: 'store.example:99999'}]", "proxy.rules number 1.redirect"),
+        ("registryMirror: {addr: 'registry.example:0'}", "proxy.registryMirror.url or addr"),
         ("rules: [{regex: a, useTLS: hunter2}]", "proxy.rules number 1.useTLS"),
         ("rules: [{regex: a, filteredQueryParams: hunter2}]", "proxy.rules number 1.filteredQueryParams"),
         ("registryMirror: {url: 'https://u:hunter2@registry.example'}", "proxy.registryMirror.url or addr"),
