@@ -9,16 +9,13 @@ DELETE /v1/tasks/{task_id}   remove it from this host          (admin: needs the
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from p2p.auth import ClusterSecret, bearer_token
-from p2p.errors import UnauthorizedError
-from p2p.telemetry import REGISTRY
+from p2p.auth import ClusterSecret
+from p2p.endpoints import admin_only, daemon_application
 from peer.store import Store
 from peer.tasks import TaskManager
 
@@ -33,20 +30,11 @@ def application(
 ) -> web.Application:
     """Return the application; `ready` tells whether the peer takes requests (false while it drains)."""
 
-    async def healthz(_: web.Request) -> web.Response:
-        return web.json_response({"healthy": True})
-
-    async def readyz(_: web.Request) -> web.Response:
-        stats = store.stats()
-        state = {
-            "ready": ready(),
+    def state() -> dict[str, object]:
+        return {
             "schedulers": {address: "connected" if up else "unreachable" for address, up in schedulers().items()},
-            "store": asdict(stats),
+            "store": asdict(store.stats()),
         }
-        return web.json_response(state, status=200 if ready() else 503)
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def show(request: web.Request) -> web.Response:
         task_id = request.match_info["task_id"]
@@ -61,22 +49,14 @@ def application(
         return web.json_response(body)
 
     async def remove(request: web.Request) -> web.Response:
-        if secret is not None:
-            try:
-                secret.verify(bearer_token(request.headers.get("Authorization", "")), "admin", now=time.time())
-            except UnauthorizedError as error:
-                return web.json_response({"error": str(error)}, status=401)
         removed = await tasks.remove(request.match_info["task_id"])
         return web.json_response({"removed": list(removed)})
 
-    app = web.Application()
+    app = daemon_application(ready=ready, state=state)
     app.add_routes(
         [
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-            web.get("/metrics", metrics),
             web.get("/v1/tasks/{task_id:[0-9a-f]{64}}", show),
-            web.delete("/v1/tasks/{task_id:[0-9a-f]{64}}", remove),
+            web.delete("/v1/tasks/{task_id:[0-9a-f]{64}}", admin_only(secret, remove)),
         ]
     )
     return app
