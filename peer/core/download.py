@@ -97,6 +97,8 @@ class DownloadCore:
         self._scheduler = scheduler
         self._seed = seed
         self._readers: dict[int, Bitmap] = {}
+        self._readers_pieces = Bitmap(layout.count)
+        """The union of `_readers`, kept because every event asks for it several times."""
         self._own_sources: dict[int, Source] = {}
         self._lent_sources: list[Source] = []
         self._useless: set[Source] = set()
@@ -111,10 +113,7 @@ class DownloadCore:
     @property
     def wanted(self) -> Bitmap:
         """The pieces some reader waits for that have not landed."""
-        union = Bitmap(self.layout.count)
-        for bitmap in self._readers.values():
-            union |= bitmap
-        return union - self.landed
+        return self._readers_pieces - self.landed
 
     @property
     def idle(self) -> bool:
@@ -160,6 +159,8 @@ class DownloadCore:
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every piece is where the module's header says."""
+        pieces = {index for bitmap in self._readers.values() for index in bitmap}
+        assert set(self._readers_pieces) == pieces, "what readers want is miscounted"
         flying: set[int] = set()
         for flight in self._flights.values():
             assert flying.isdisjoint(flight.remaining), "a piece flies twice"
@@ -184,6 +185,7 @@ class DownloadCore:
         if not known:
             self._last_landing = now
         self._readers[event.reader] = Bitmap(self.layout.count, event.spans)
+        self._readers_pieces |= self._readers[event.reader]
         self._own_sources[event.reader] = event.source
         # Somebody has just proved that this source may read this version.
         self._useless.discard(event.source)
@@ -194,6 +196,9 @@ class DownloadCore:
         for reader in readers:
             self._readers.pop(reader, None)
             self._own_sources.pop(reader, None)
+        self._readers_pieces = Bitmap(self.layout.count)
+        for bitmap in self._readers.values():
+            self._readers_pieces |= bitmap
         wanted = self.wanted
         if before == wanted:
             return
