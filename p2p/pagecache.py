@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -24,7 +25,7 @@ READ_AHEAD_BYTES = 4 * 1024 * 1024
 """How much a thread reads when it is sent for pages that are not in the page cache."""
 
 DISK_SECONDS = 30.0
-"""How long reading ahead may take."""
+"""How long one piece of work of a thread on a file may take."""
 
 _PROBE_STRIDE = 128 * 1024
 """How far probes for absent pages lie apart: the kernel reads ahead, and mostly evicts, in runs of this length."""
@@ -97,16 +98,21 @@ async def read_ahead(fd: int, start: int, stop: int) -> int:
     """Have a thread read from `start` on into the page cache; return how far, at most to `stop`. Raises StoreError."""
     _READ_AHEADS.inc()
     stop = min(stop, start + READ_AHEAD_BYTES)
+    await in_thread(_threads(), fd, lambda own: _load(own, start, stop))
+    return stop
+
+
+async def in_thread(threads: ThreadPoolExecutor, fd: int, work: Callable[[int], None]) -> None:
+    """Have one of `threads` do `work` on a file, and wait. Raises what it raises, and StoreError after DISK_SECONDS."""
     # A thread cannot be cancelled, and its descriptor must not become another file's meanwhile: it has its own.
     own = os.dup(fd)
-    reading = _threads().submit(_load, own, start, stop)
-    reading.add_done_callback(lambda _: os.close(own))
+    working = threads.submit(work, own)
+    working.add_done_callback(lambda _: os.close(own))
     try:
         async with asyncio.timeout(DISK_SECONDS):
-            await asyncio.wrap_future(reading)
+            await asyncio.wrap_future(working)
     except TimeoutError:
         raise StoreError(f"the disk gave nothing for {DISK_SECONDS:g} s; check it") from None
-    return stop
 
 
 def short(offset: int) -> ShortFileError:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import Protocol, Self
 from weakref import WeakValueDictionary
@@ -21,6 +21,7 @@ from prometheus_client import Counter
 
 from p2p.digests import ExpectedDigest, Hasher, piece_digest
 from p2p.errors import DamselflyError, DigestMismatchError, StoreError
+from p2p.pagecache import in_thread
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
 from peer.store import Entry
@@ -28,9 +29,6 @@ from peer.store import Entry
 log = logger(__name__)
 
 REMEMBERED_DIGESTS = 4096
-
-DISK_SECONDS = 30.0
-"""How long reading and hashing one batch may take."""
 
 _BATCH_BYTES = 32 * 1024 * 1024
 _READ_BYTES = 256 * 1024
@@ -158,7 +156,9 @@ class ObjectDigests:
             offset = 0
             while offset < entry.layout.length:
                 stop = min(await reader.ready(offset), offset + _BATCH_BYTES)
-                await _hash(entry.fd, offset, stop, hasher, buffer)
+                await in_thread(
+                    _pool(), entry.fd, partial(_feed, start=offset, stop=stop, hasher=hasher, buffer=buffer)
+                )
                 offset = stop
             known = _Known(hasher)
             if (fingerprint := _fingerprint(entry)) is not None:
@@ -178,18 +178,6 @@ def _fingerprint(entry: Entry) -> bytes | None:
         return None
     digests = b"".join(entry.digest(index) for index in range(entry.layout.count))
     return piece_digest(entry.version.id.encode() + digests)
-
-
-async def _hash(fd: int, start: int, stop: int, hasher: Hasher, buffer: memoryview) -> None:
-    # A thread cannot be cancelled, and its descriptor must not become another file's meanwhile: it has its own.
-    own = os.dup(fd)
-    hashing = _pool().submit(_feed, own, start, stop, hasher, buffer)
-    hashing.add_done_callback(lambda _: os.close(own))
-    try:
-        async with asyncio.timeout(DISK_SECONDS):
-            await asyncio.wrap_future(hashing)
-    except TimeoutError:
-        raise StoreError(f"the disk gave nothing for {DISK_SECONDS:g} s; check it") from None
 
 
 def _feed(fd: int, start: int, stop: int, hasher: Hasher, buffer: memoryview) -> None:
