@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 
 import grpc
 from prometheus_client import Counter, Gauge
@@ -63,6 +64,8 @@ class Link:
     ) -> None:
         self.address = address
         self.connected = False
+        self.tried = asyncio.Event()
+        """Set once the first session stands, or could not be had."""
         self._hello = hello
         self._secret = secret
         self._holdings = holdings
@@ -87,6 +90,7 @@ class Link:
                 self._complain(error)
             except Exception:  # a defect costs this session, not the daemon with all its clients
                 log.exception("defect in a scheduler session", scheduler=self.address)
+            self.tried.set()
             wait = shortest if self.connected else min(wait * 2, longest)
             self._disconnected()
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
@@ -149,6 +153,7 @@ class Link:
 
     def _connected(self) -> None:
         self.connected = True
+        self.tried.set()
         self._complained = False
         self._outbox = asyncio.Queue()
         _UP.labels(self.address).set(1)
@@ -194,6 +199,13 @@ class Links:
     def status(self) -> dict[str, bool]:
         """Return which schedulers can be reached."""
         return {link.address: link.connected for link in self._links}
+
+    async def settle(self, seconds: float) -> None:
+        """Return once every scheduler has been tried, after `seconds` at the latest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for link in self._links:
+                    await link.tried.wait()
 
     async def run(self) -> None:
         """Keep every link up, for ever."""

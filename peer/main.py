@@ -36,6 +36,9 @@ log = logger(__name__)
 _API_STOP_SECONDS = 2.0
 """How long a request to the HTTP endpoints may take to end when the peer stops."""
 
+_FIRST_SESSION_SECONDS = 2.0
+"""How long a starting peer waits for its schedulers before it takes clients without them."""
+
 _SYNC_SECONDS = 10.0
 """How long data may take to be forced to the disk when the peer stops, unless it is told twice."""
 
@@ -166,9 +169,11 @@ async def _run(
             await api.setup()
             await web.SockSite(api, sockets["http"]).start()
             await pieces.start(sockets["pieces"])
-            await proxy.start(sockets["proxy"])
             scope.spawn(tasks.run(), name="duties")
             scope.spawn(links.run(), name="links")
+            # A client that comes in the very first moment would be served from the origin, past the fleet.
+            await links.settle(_FIRST_SESSION_SECONDS)
+            await proxy.start(sockets["proxy"])
             log.info("ready", host=host_id, **{name: str(bound(sock)) for name, sock in sockets.items()})
             await stopping.told.wait()
             log.info("stopping", drain_seconds=settings.drain_seconds)
