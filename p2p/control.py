@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from p2p.pieces import Bitmap, Span
+from p2p.stores import Store
 from p2p.versions import Version
 
 ORIGIN = ""
@@ -33,10 +34,15 @@ class FailureReason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """How the origin is asked: the caller's own URL and headers, byte for byte. Memory only; the repr hides both."""
+    """How the origin is asked: the caller's own URL and headers, byte for byte. Memory only; the repr hides both.
+
+    With a `store` the URL is a plain one, and whoever asks signs each request with credentials of its own, in the
+    dialect of that store: what travels between hosts then holds no secret.
+    """
 
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    store: Store | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +76,16 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """The host wants these pieces too; `source` is its own way to the origin, if it has one."""
+    """The host wants these pieces too; `source` is its own way to the origin, if it has one.
+
+    `checksum` ("md5:…") is the store's word on the whole object where only a pass over all its bytes in order can
+    confirm it: one host of the cluster is told to make that pass (Verify).
+    """
 
     version: Version
     spans: tuple[Span, ...]
     source: Source | None
+    checksum: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,38 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a host found when it compared a whole version with the store's checksum; `detail` is for the log."""
+
+    version_id: str
+    sound: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OriginLoad:
+    """What a host did at one origin ("scheme://host:port") since it last said so, and what it would like to do.
+
+    `connections` is how many requests it has under way or waiting for leave. `requests` counts all of them, `checks`
+    those for one byte, `refused` the answers that ask for patience (429, 503), `bytes` those of bodies.
+    """
+
+    origin: str
+    connections: int
+    requests: int = 0
+    checks: int = 0
+    refused: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OriginUse:
+    """The host goes to these origins; each is answered with an allowance."""
+
+    loads: tuple[OriginLoad, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One span from one parent. `digests`, one a piece, are given unless the parent is the origin."""
 
@@ -143,5 +186,48 @@ class Assignment:
     cold: bool = False
 
 
-PeerMessage = Hello | Holdings | Want | Unwant | Progress | Dropped
-SchedulerMessage = Assignment
+@dataclass(frozen=True, slots=True)
+class SeedHost:
+    """A seed peer and what other hosts dial to reach it ("host:port")."""
+
+    host_id: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """All seed peers there are; said at the start of a session and whenever one comes or goes."""
+
+    hosts: tuple[SeedHost, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """This host is to compare the whole version with the store's checksum, and to say what it found (Verdict)."""
+
+    version_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """The version's bytes in this cluster are not the origin's: drop them. `reason` is for people."""
+
+    version_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """This host's share of an origin's budget: at most so many requests at once, so many and so much a second.
+
+    None: the budget does not bound it.
+    """
+
+    origin: str
+    connections: int | None = None
+    requests_per_second: float | None = None
+    bytes_per_second: float | None = None
+
+
+PeerMessage = Hello | Holdings | Want | Unwant | Progress | Dropped | Verdict | OriginUse
+SchedulerMessage = Assignment | Seeds | Verify | Condemned | Allowance

@@ -17,7 +17,7 @@ import grpc
 from prometheus_client import Counter, Gauge
 
 from p2p.auth import ClusterSecret
-from p2p.control import Assignment, Hello, Holding, Holdings, PeerMessage
+from p2p.control import Hello, Holding, Holdings, PeerMessage, SchedulerMessage
 from p2p.errors import DamselflyError
 from p2p.rpc.channel import open_channel, session_metadata
 from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
@@ -60,7 +60,7 @@ class Link:
         *,
         holdings: Callable[[], AsyncIterator[Holding]],
         on_change: Callable[[], None],
-        on_assignment: Callable[[Assignment], None],
+        on_message: Callable[[SchedulerMessage], None],
     ) -> None:
         self.address = address
         self.connected = False
@@ -70,7 +70,7 @@ class Link:
         self._secret = secret
         self._holdings = holdings
         self._on_change = on_change
-        self._on_assignment = on_assignment
+        self._on_message = on_message
         self._outbox: asyncio.Queue[PeerMessage] = asyncio.Queue()
         self._complained = False
 
@@ -134,9 +134,9 @@ class Link:
     async def _listen(self, call: Session, patience: float) -> None:
         while True:
             async with asyncio.timeout(patience):
-                message = await self._read(call)
-            if message.WhichOneof("body") == "assignment":
-                self._on_assignment(scheduler_message_from_proto(message))
+                message = scheduler_message_from_proto(await self._read(call))
+            if message is not None:
+                self._on_message(message)
 
     async def _write(self, call: Session, message: PeerProto) -> None:
         try:

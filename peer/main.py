@@ -136,7 +136,7 @@ async def _run(
                         secret,
                         holdings=store.holdings,
                         on_change=lambda: tasks.scheduler_changed(),
-                        on_assignment=lambda assignment: tasks.assigned(assignment),
+                        on_message=lambda message: tasks.told(message),
                     )
                     for address in settings.schedulers
                 ]

@@ -17,7 +17,18 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from p2p.auth import ClusterSecret
-from p2p.control import ORIGIN, Assignment, Dropped, PeerMessage, Source
+from p2p.control import (
+    ORIGIN,
+    Allowance,
+    Assignment,
+    Condemned,
+    Dropped,
+    PeerMessage,
+    SchedulerMessage,
+    Seeds,
+    Source,
+    Verify,
+)
 from p2p.digests import ExpectedDigest
 from p2p.errors import DamselflyError, StoppingError, StoreError
 from p2p.identity import Store as StoreKind
@@ -180,6 +191,14 @@ class TaskManager:
         """Bring what is missing of a version here, in the background, for as long as `source` may read it."""
         if not self._stopping:
             self._prefetcher.begin(task, version, source)
+
+    def told(self, message: SchedulerMessage) -> None:
+        """Take what a scheduler says."""
+        match message:
+            case Assignment():
+                self.assigned(message)
+            case Verify() | Condemned() | Seeds() | Allowance():
+                pass
 
     def assigned(self, assignment: Assignment) -> None:
         """Take an assignment from a scheduler: for a download that is under way, or a seed's duty."""

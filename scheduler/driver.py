@@ -12,7 +12,7 @@ from enum import Enum
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from p2p.control import ORIGIN, Assignment, Hello, PeerMessage
+from p2p.control import ORIGIN, Assignment, Hello, PeerMessage, SchedulerMessage
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
 from scheduler.core.messages import (
@@ -38,7 +38,7 @@ INBOX_EVENTS = 4096
 """Events that wait for the owner; when it is full, hosts' streams are read no further until there is room."""
 
 OUTBOX_MESSAGES = 1024
-"""Assignments that wait for one host; a host that lets more pile up is dropped."""
+"""Messages that wait for one host; a host that lets more pile up is dropped."""
 
 _HOSTS = Gauge("damselfly_scheduler_hosts", "Hosts with an open session", registry=REGISTRY)
 _VERSIONS = Gauge("damselfly_scheduler_versions", "Versions that somebody holds or wants", registry=REGISTRY)
@@ -77,7 +77,7 @@ class HostSession:
 
     def __init__(self, hello: Hello) -> None:
         self.hello = hello
-        self.outbox: asyncio.Queue[Assignment] = asyncio.Queue(OUTBOX_MESSAGES)
+        self.outbox: asyncio.Queue[SchedulerMessage] = asyncio.Queue(OUTBOX_MESSAGES)
         self.ended: asyncio.Future[tuple[Ending, str]] = asyncio.get_running_loop().create_future()
 
     def end(self, why: Ending, detail: str) -> None:
@@ -183,8 +183,8 @@ class Driver:
 
     def _obey(self, command: Command, scope: TaskScope) -> None:
         match command:
-            case Send(host_id, assignment):
-                self._send(host_id, assignment)
+            case Send(host_id, message):
+                self._send(host_id, message)
             case ReadJournal(version_id):
                 scope.spawn(self._read_journal(version_id), name=f"journal of {version_id}")
             case Journal(version_id, digests):
@@ -203,18 +203,19 @@ class Driver:
                 if session := self._sessions.get(host_id):
                     self.leave(session, Ending.IMPOSSIBLE, reason)
 
-    def _send(self, host_id: str, assignment: Assignment) -> None:
+    def _send(self, host_id: str, message: SchedulerMessage) -> None:
         session = self._sessions.get(host_id)
         if session is None:
             return
         try:
-            session.outbox.put_nowait(assignment)
+            session.outbox.put_nowait(message)
         except asyncio.QueueFull:
             log.warning("host too slow", host=host_id, waiting=session.outbox.qsize())
-            self.leave(session, Ending.SLOW, f"{session.outbox.qsize()} assignments wait to be read")
+            self.leave(session, Ending.SLOW, f"{session.outbox.qsize()} messages wait to be read")
             return
-        for part in assignment.parts:
-            _ASSIGNED.labels("origin" if part.parent_id == ORIGIN else "peer").inc(len(part.span))
+        if isinstance(message, Assignment):
+            for part in message.parts:
+                _ASSIGNED.labels("origin" if part.parent_id == ORIGIN else "peer").inc(len(part.span))
 
     async def _read_journal(self, version_id: str) -> None:
         await self._inbox.put(JournalRead(version_id, await self._journal.read(version_id)))

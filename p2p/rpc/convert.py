@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from p2p.control import (
     ORIGIN,
+    Allowance,
     Assignment,
+    Condemned,
     Dropped,
     Failed,
     FailureReason,
@@ -20,15 +22,23 @@ from p2p.control import (
     Holding,
     Holdings,
     Landed,
+    OriginLoad,
+    OriginUse,
     Part,
     PeerMessage,
     Progress,
+    SchedulerMessage,
+    SeedHost,
+    Seeds,
     Source,
     Unwant,
+    Verdict,
+    Verify,
     Want,
 )
 from p2p.errors import BadRequestError
 from p2p.pieces import Bitmap, PieceLayout, Span
+from p2p.stores import Store
 from p2p.v1 import scheduler_pb2 as pb
 from p2p.versions import ValidatorKind, Version
 
@@ -50,6 +60,8 @@ _MAX_SLOTS = 65_536
 _TASK_ID = re.compile(r"[0-9a-f]{64}")
 _VERSION_ID = re.compile(r"[0-9a-f]{32}")
 _HOST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.:_~%!$&'()*+,;=\[\]-]{1,300}:[0-9]{1,5}")
+_CHECKSUM = re.compile(r"|[a-z0-9-]{1,32}:[0-9A-Za-z+/=:.,-]{1,512}")
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):[0-9]{1,5}")
 
 
@@ -60,12 +72,13 @@ def peer_message_to_proto(message: PeerMessage) -> pb.PeerMessage:
             return pb.PeerMessage(hello=_hello_to_proto(message))
         case Holdings(holdings, last):
             return pb.PeerMessage(holdings=pb.Holdings(holdings=map(_holding_to_proto, holdings), last=last))
-        case Want(version, spans, source):
+        case Want(version, spans, source, checksum):
             return pb.PeerMessage(
                 want=pb.Want(
                     version=_version_to_proto(version),
                     spans=map(_span_to_proto, spans),
                     source=_source_to_proto(source) if source else None,
+                    checksum=checksum,
                 )
             )
         case Unwant(version_id):
@@ -78,6 +91,10 @@ def peer_message_to_proto(message: PeerMessage) -> pb.PeerMessage:
             )
         case Dropped(version_id, spans):
             return pb.PeerMessage(dropped=pb.Dropped(version_id=version_id, spans=map(_span_to_proto, spans)))
+        case Verdict(version_id, sound, detail):
+            return pb.PeerMessage(verdict=pb.Verdict(version_id=version_id, sound=sound, detail=detail[:_MAX_TEXT]))
+        case OriginUse(loads):
+            return pb.PeerMessage(origin_use=pb.OriginUse(loads=map(_load_to_proto, loads)))
 
 
 def peer_message_from_proto(message: pb.PeerMessage) -> PeerMessage | None:
@@ -97,40 +114,83 @@ def peer_message_from_proto(message: pb.PeerMessage) -> PeerMessage | None:
         case "dropped":
             version_id = _matching(_VERSION_ID, message.dropped.version_id, "dropped.version_id")
             return Dropped(version_id, _spans_from_proto(message.dropped.spans, MAX_PIECES, "dropped.spans"))
+        case "verdict":
+            version_id = _matching(_VERSION_ID, message.verdict.version_id, "verdict.version_id")
+            detail = _short(message.verdict.detail, "verdict.detail", _MAX_TEXT)
+            return Verdict(version_id, message.verdict.sound, detail)
+        case "origin_use":
+            return OriginUse(tuple(map(_load_from_proto, _bounded(message.origin_use.loads, "origin_use.loads"))))
         case "heartbeat":
             return None
         case None:
             raise BadRequestError("a message without a body this version knows; hosts and schedulers must match")
 
 
-def scheduler_message_to_proto(message: Assignment) -> pb.SchedulerMessage:
+def scheduler_message_to_proto(message: SchedulerMessage) -> pb.SchedulerMessage:
     """Return the protobuf of what a scheduler says."""
-    return pb.SchedulerMessage(
-        assignment=pb.Assignment(
-            version=_version_to_proto(message.version),
-            parts=[
-                pb.Part(
-                    span=_span_to_proto(part.span),
-                    parent_id=part.parent_id,
-                    parent_address=part.parent_address,
-                    digests=b"".join(part.digests),
+    match message:
+        case Assignment():
+            return pb.SchedulerMessage(assignment=_assignment_to_proto(message))
+        case Seeds(hosts):
+            seeds = [pb.SeedHost(host_id=seed.host_id, address=seed.address) for seed in hosts]
+            return pb.SchedulerMessage(seeds=pb.Seeds(hosts=seeds))
+        case Verify(version_id):
+            return pb.SchedulerMessage(verify=pb.Verify(version_id=version_id))
+        case Condemned(version_id, reason):
+            return pb.SchedulerMessage(condemned=pb.Condemned(version_id=version_id, reason=reason[:_MAX_TEXT]))
+        case Allowance():
+            return pb.SchedulerMessage(
+                allowance=pb.Allowance(
+                    origin=message.origin,
+                    connections=message.connections,
+                    requests_per_second=message.requests_per_second,
+                    bytes_per_second=message.bytes_per_second,
                 )
-                for part in message.parts
-            ],
-            source=_source_to_proto(message.source) if message.source else None,
-            cold=message.cold,
-        )
+            )
+
+
+def scheduler_message_from_proto(message: pb.SchedulerMessage) -> SchedulerMessage | None:
+    """Return what a scheduler says, or None for a heartbeat. Raises BadRequestError, also for a second welcome."""
+    match message.WhichOneof("body"):
+        case "assignment":
+            return _assignment_from_proto(message.assignment)
+        case "seeds":
+            return Seeds(tuple(map(_seed_from_proto, _bounded(message.seeds.hosts, "seeds.hosts"))))
+        case "verify":
+            return Verify(_matching(_VERSION_ID, message.verify.version_id, "verify.version_id"))
+        case "condemned":
+            version_id = _matching(_VERSION_ID, message.condemned.version_id, "condemned.version_id")
+            return Condemned(version_id, _short(message.condemned.reason, "condemned.reason", _MAX_TEXT))
+        case "allowance":
+            return _allowance_from_proto(message.allowance)
+        case "heartbeat":
+            return None
+        case body:
+            raise BadRequestError(f"a scheduler's message with the body {body!r} in the middle of a session")
+
+
+def _assignment_to_proto(assignment: Assignment) -> pb.Assignment:
+    return pb.Assignment(
+        version=_version_to_proto(assignment.version),
+        parts=[
+            pb.Part(
+                span=_span_to_proto(part.span),
+                parent_id=part.parent_id,
+                parent_address=part.parent_address,
+                digests=b"".join(part.digests),
+            )
+            for part in assignment.parts
+        ],
+        source=_source_to_proto(assignment.source) if assignment.source else None,
+        cold=assignment.cold,
     )
 
 
-def scheduler_message_from_proto(message: pb.SchedulerMessage) -> Assignment:
-    """Return the assignment in a scheduler's message. Raises BadRequestError, also where it is something else."""
-    if message.WhichOneof("body") != "assignment":
-        raise BadRequestError(f"not an assignment but {message.WhichOneof('body')!r}")
-    version = _version_from_proto(message.assignment.version)
+def _assignment_from_proto(assignment: pb.Assignment) -> Assignment:
+    version = _version_from_proto(assignment.version)
     pieces = PieceLayout.of(version.length).count
     parts = []
-    for part in _bounded(message.assignment.parts, "assignment.parts"):
+    for part in _bounded(assignment.parts, "assignment.parts"):
         span = _span_from_proto(part.span, pieces, "part.span")
         if part.parent_id == ORIGIN:
             if part.digests or part.parent_address:
@@ -145,8 +205,39 @@ def scheduler_message_from_proto(message: pb.SchedulerMessage) -> Assignment:
                 _digests_from_proto(part.digests, len(span), "part.digests"),
             )
         )
-    source = _source_from_proto(message.assignment.source) if message.assignment.HasField("source") else None
-    return Assignment(version, tuple(parts), source, message.assignment.cold)
+    source = _source_from_proto(assignment.source) if assignment.HasField("source") else None
+    return Assignment(version, tuple(parts), source, assignment.cold)
+
+
+def _seed_from_proto(seed: pb.SeedHost) -> SeedHost:
+    return SeedHost(
+        _matching(_HOST_ID, seed.host_id, "seed.host_id"), _matching(_ADDRESS, seed.address, "seed.address")
+    )
+
+
+def _load_to_proto(load: OriginLoad) -> pb.OriginLoad:
+    return pb.OriginLoad(
+        origin=load.origin,
+        connections=load.connections,
+        requests=load.requests,
+        checks=load.checks,
+        refused=load.refused,
+        bytes=load.bytes,
+    )
+
+
+def _load_from_proto(load: pb.OriginLoad) -> OriginLoad:
+    origin = _matching(_ORIGIN, load.origin, "load.origin")
+    return OriginLoad(origin, load.connections, load.requests, load.checks, load.refused, load.bytes)
+
+
+def _allowance_from_proto(allowance: pb.Allowance) -> Allowance:
+    return Allowance(
+        _matching(_ORIGIN, allowance.origin, "allowance.origin"),
+        allowance.connections if allowance.HasField("connections") else None,
+        allowance.requests_per_second if allowance.HasField("requests_per_second") else None,
+        allowance.bytes_per_second if allowance.HasField("bytes_per_second") else None,
+    )
 
 
 def _hello_to_proto(hello: Hello) -> pb.Hello:
@@ -202,7 +293,8 @@ def _holding_from_proto(holding: pb.Holding) -> Holding:
 def _want_from_proto(want: pb.Want) -> Want:
     version = _version_from_proto(want.version)
     spans = _spans_from_proto(want.spans, PieceLayout.of(version.length).count, "want.spans")
-    return Want(version, spans, _source_from_proto(want.source) if want.HasField("source") else None)
+    source = _source_from_proto(want.source) if want.HasField("source") else None
+    return Want(version, spans, source, _matching(_CHECKSUM, want.checksum, "want.checksum"))
 
 
 def _progress_from_proto(progress: pb.Progress) -> Progress:
@@ -278,7 +370,8 @@ def _version_from_proto(version: pb.Version) -> Version:
 
 
 def _source_to_proto(source: Source) -> pb.Source:
-    return pb.Source(url=source.url, headers=[pb.Header(name=name, value=value) for name, value in source.headers])
+    headers = [pb.Header(name=name, value=value) for name, value in source.headers]
+    return pb.Source(url=source.url, headers=headers, store=source.store or "")
 
 
 def _source_from_proto(source: pb.Source) -> Source:
@@ -290,7 +383,11 @@ def _source_from_proto(source: pb.Source) -> Source:
         (_short(header.name, "a header's name", _MAX_URL), _short(header.value, "a header's value", _MAX_URL))
         for header in source.headers
     )
-    return Source(_short(source.url, "source.url", _MAX_URL), headers)
+    try:
+        store = Store(source.store) if source.store else None
+    except ValueError as error:
+        raise BadRequestError(f"source.store {source.store[:_MAX_TEXT]!r} is not a known store") from error
+    return Source(_short(source.url, "source.url", _MAX_URL), headers, store)
 
 
 def _span_to_proto(span: Span) -> pb.Span:

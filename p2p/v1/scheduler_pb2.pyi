@@ -34,6 +34,8 @@ class PeerMessage(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    ORIGIN_USE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -48,6 +50,10 @@ class PeerMessage(_message.Message):
     def dropped(self) -> Global___Dropped: ...
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
+    @_builtins.property
+    def verdict(self) -> Global___Verdict: ...
+    @_builtins.property
+    def origin_use(self) -> Global___OriginUse: ...
     def __init__(
         self,
         *,
@@ -58,12 +64,14 @@ class PeerMessage(_message.Message):
         progress: Global___Progress | None = ...,
         dropped: Global___Dropped | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        verdict: Global___Verdict | None = ...,
+        origin_use: Global___OriginUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "progress", b"progress", "unwant", b"unwant", "want", b"want"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "progress", b"progress", "unwant", b"unwant", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "holdings", "want", "unwant", "progress", "dropped", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "holdings", "want", "unwant", "progress", "dropped", "heartbeat", "verdict", "origin_use"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -76,24 +84,40 @@ class SchedulerMessage(_message.Message):
     WELCOME_FIELD_NUMBER: _builtins.int
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    SEEDS_FIELD_NUMBER: _builtins.int
+    VERIFY_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
+    ALLOWANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
     def assignment(self) -> Global___Assignment: ...
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
+    @_builtins.property
+    def seeds(self) -> Global___Seeds: ...
+    @_builtins.property
+    def verify(self) -> Global___Verify: ...
+    @_builtins.property
+    def condemned(self) -> Global___Condemned: ...
+    @_builtins.property
+    def allowance(self) -> Global___Allowance: ...
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         assignment: Global___Assignment | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        seeds: Global___Seeds | None = ...,
+        verify: Global___Verify | None = ...,
+        condemned: Global___Condemned | None = ...,
+        allowance: Global___Allowance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "heartbeat", b"heartbeat", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "heartbeat", b"heartbeat", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "heartbeat", b"heartbeat", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "heartbeat", b"heartbeat", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "heartbeat", "seeds", "verify", "condemned", "allowance"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -169,7 +193,10 @@ class Source(_message.Message):
 
     URL_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
     url: _builtins.str
+    store: _builtins.str
+    """"s3", "gcs" …: the URL is plain, and whoever asks signs with credentials of its own"""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]: ...
     def __init__(
@@ -177,10 +204,11 @@ class Source(_message.Message):
         *,
         url: _builtins.str = ...,
         headers: _abc.Iterable[Global___Header] | None = ...,
+        store: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "store", b"store", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -331,6 +359,9 @@ class Want(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.str
+    """the store's word on the whole object ("md5:…") that takes a pass over all bytes to confirm"""
     @_builtins.property
     def version(self) -> Global___Version: ...
     @_builtins.property
@@ -345,10 +376,11 @@ class Want(_message.Message):
         version: Global___Version | None = ...,
         spans: _abc.Iterable[Global___Span] | None = ...,
         source: Global___Source | None = ...,
+        checksum: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "spans", b"spans", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "source", b"source", "spans", b"spans", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -639,3 +671,222 @@ class Heartbeat(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    """What a host found when it compared a whole version with the store's checksum."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    SOUND_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    version_id: _builtins.str
+    sound: _builtins.bool
+    detail: _builtins.str
+    """for the log"""
+    def __init__(
+        self,
+        *,
+        version_id: _builtins.str = ...,
+        sound: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "sound", b"sound", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class OriginUse(_message.Message):
+    """What a host did at origins since it last said so, and would like to do. Each is answered with an Allowance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___OriginLoad]: ...
+    def __init__(
+        self,
+        *,
+        loads: _abc.Iterable[Global___OriginLoad] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loads", b"loads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OriginUse: _TypeAlias = OriginUse  # noqa: Y015
+
+@_typing.final
+class OriginLoad(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    """"scheme://host:port" """
+    connections: _builtins.int
+    """requests under way or waiting for leave"""
+    requests: _builtins.int
+    checks: _builtins.int
+    """among them those for one byte"""
+    refused: _builtins.int
+    """answers that ask for patience (429, 503)"""
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        origin: _builtins.str = ...,
+        connections: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        checks: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "checks", b"checks", "connections", b"connections", "origin", b"origin", "refused", b"refused", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OriginLoad: _TypeAlias = OriginLoad  # noqa: Y015
+
+@_typing.final
+class Seeds(_message.Message):
+    """All seed peers; at the start of a session and whenever one comes or goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeedHost]: ...
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[Global___SeedHost] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Seeds: _TypeAlias = Seeds  # noqa: Y015
+
+@_typing.final
+class SeedHost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    address: _builtins.str
+    """"host:port" """
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "host_id", b"host_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeedHost: _TypeAlias = SeedHost  # noqa: Y015
+
+@_typing.final
+class Verify(_message.Message):
+    """The host is to compare the whole version with the store's checksum and to send a Verdict."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    version_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        version_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verify: _TypeAlias = Verify  # noqa: Y015
+
+@_typing.final
+class Condemned(_message.Message):
+    """The version's bytes in this cluster are not the origin's: drop them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    version_id: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        version_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Condemned: _TypeAlias = Condemned  # noqa: Y015
+
+@_typing.final
+class Allowance(_message.Message):
+    """The host's share of an origin's budget; what is absent is not bounded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    connections: _builtins.int
+    requests_per_second: _builtins.float
+    bytes_per_second: _builtins.float
+    def __init__(
+        self,
+        *,
+        origin: _builtins.str = ...,
+        connections: _builtins.int | None = ...,
+        requests_per_second: _builtins.float | None = ...,
+        bytes_per_second: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_connections", b"_connections", "_requests_per_second", b"_requests_per_second", "bytes_per_second", b"bytes_per_second", "connections", b"connections", "requests_per_second", b"requests_per_second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_connections", b"_connections", "_requests_per_second", b"_requests_per_second", "bytes_per_second", b"bytes_per_second", "connections", b"connections", "origin", b"origin", "requests_per_second", b"requests_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_per_second: _TypeAlias = _typing.Literal["bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__connections: _TypeAlias = _typing.Literal["connections"]  # noqa: Y015
+    _WhichOneofArgType__connections: _TypeAlias = _typing.Literal["_connections", b"_connections"]  # noqa: Y015
+    _WhichOneofReturnType__requests_per_second: _TypeAlias = _typing.Literal["requests_per_second"]  # noqa: Y015
+    _WhichOneofArgType__requests_per_second: _TypeAlias = _typing.Literal["_requests_per_second", b"_requests_per_second"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second) -> _WhichOneofReturnType__bytes_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__connections) -> _WhichOneofReturnType__connections | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_per_second) -> _WhichOneofReturnType__requests_per_second | None: ...
+
+Global___Allowance: _TypeAlias = Allowance  # noqa: Y015

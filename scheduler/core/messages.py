@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from p2p.control import Assignment, Dropped, Hello, Holdings, PeerMessage, Progress, Unwant, Want
+from p2p.control import (
+    Dropped,
+    Hello,
+    Holdings,
+    OriginUse,
+    PeerMessage,
+    Progress,
+    SchedulerMessage,
+    Unwant,
+    Verdict,
+    Want,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,22 @@ class DroppedPieces:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A host has compared a whole version with the store's checksum."""
+
+    host_id: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class UsedOrigins:
+    """A host says what it does at origins."""
+
+    host_id: str
+    use: OriginUse
+
+
+@dataclass(frozen=True, slots=True)
 class JournalRead:
     """The answer to ReadJournal: the digests that are known from earlier, by piece index."""
 
@@ -79,7 +106,8 @@ class Tick:
     """Time to look at deadlines and to hand out what earlier events made assignable (see `next_deadline`)."""
 
 
-Event = HostJoined | HostLeft | Announced | Wanted | Unwanted | Progressed | DroppedPieces | JournalRead | Tick
+HostSaid = Announced | Wanted | Unwanted | Progressed | DroppedPieces | Judged | UsedOrigins
+Event = HostJoined | HostLeft | HostSaid | JournalRead | Tick
 
 
 def event_of(host_id: str, message: PeerMessage) -> Event:
@@ -97,14 +125,18 @@ def event_of(host_id: str, message: PeerMessage) -> Event:
             return Progressed(host_id, message)
         case Dropped():
             return DroppedPieces(host_id, message)
+        case Verdict():
+            return Judged(host_id, message)
+        case OriginUse():
+            return UsedOrigins(host_id, message)
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send an assignment to a host."""
+    """Send a message to a host."""
 
     host_id: str
-    assignment: Assignment = field(repr=False)
+    message: SchedulerMessage = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from p2p.control import ORIGIN, Assignment, Part, Source
+from p2p.control import ORIGIN, Assignment, Part, SeedHost, Seeds, Source
 from scheduler.core import assign, transitions
 from scheduler.core.assign import Choice
 from scheduler.core.invariants import check
@@ -23,11 +23,14 @@ from scheduler.core.messages import (
     Event,
     HostJoined,
     HostLeft,
+    HostSaid,
     JournalRead,
+    Judged,
     Progressed,
     Send,
     Tick,
     Unwanted,
+    UsedOrigins,
     Wanted,
 )
 from scheduler.core.model import Flight, Host, Limits, State, Swarm
@@ -91,11 +94,13 @@ class SchedulerCore:
             case Tick():
                 return self._tick(now)
             case HostJoined(hello):
+                before = tuple(state.seeds)
                 transitions.host_joined(state, hello)
-                return []
+                return self._tell_of_seeds(before, hello.host_id)
             case HostLeft(host_id):
+                before = tuple(state.seeds)
                 transitions.host_left(state, host_id)
-                return []
+                return self._tell_of_seeds(before)
             case JournalRead():
                 return transitions.journal_read(state, event)
         host = state.hosts.get(event.host_id)
@@ -104,8 +109,9 @@ class SchedulerCore:
         try:
             return self._heard(host, event, now)
         except transitions.ProtocolError as error:
+            before = tuple(state.seeds)
             transitions.host_left(state, host.id)
-            return [Disconnect(host.id, str(error))]
+            return [Disconnect(host.id, str(error)), *self._tell_of_seeds(before)]
 
     def next_deadline(self) -> float | None:
         """Return when a Tick is due (monotonic seconds; in the past: at once), or None."""
@@ -153,9 +159,15 @@ class SchedulerCore:
         """The numbers of hosts and of versions."""
         return len(self._state.hosts), len(self._state.swarms)
 
-    def _heard(
-        self, host: Host, event: Announced | Wanted | Unwanted | Progressed | DroppedPieces, now: float
-    ) -> list[Command]:
+    def _tell_of_seeds(self, before: tuple[str, ...], newcomer: str | None = None) -> list[Command]:
+        """Tell a newcomer which seeds there are, and everybody if they are others than before."""
+        state = self._state
+        changed = before != tuple(state.seeds) or newcomer in state.seeds
+        listeners = state.hosts if changed else [newcomer] if newcomer is not None else []
+        seeds = Seeds(tuple(SeedHost(host.id, host.hello.address) for host in state.seeds.values()))
+        return [Send(host_id, seeds) for host_id in listeners]
+
+    def _heard(self, host: Host, event: HostSaid, now: float) -> list[Command]:
         state = self._state
         match event:
             case Announced():
@@ -168,6 +180,8 @@ class SchedulerCore:
                 transitions.unwanted(state, host, event.unwant.version_id)
             case DroppedPieces():
                 transitions.dropped(state, host, event.dropped)
+            case Judged() | UsedOrigins():
+                pass
         return []
 
     def _tick(self, now: float) -> list[Command]:

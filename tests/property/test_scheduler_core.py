@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from p2p.control import (
     ORIGIN,
+    Assignment,
     Dropped,
     Failed,
     FailureReason,
@@ -79,7 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             case Journal(version_id, digests):
                 for index, digest in digests.items():
                     assert len(self.word(version_id, index, digest)) > 0, "nobody ever said so"
-            case Send(host_id, assignment):
+            case Send(host_id, Assignment() as assignment):
                 for part in assignment.parts:
                     self.check_part(assignment.version, part)
                     self.parts.append((host_id, assignment.version, part))

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from p2p.control import (
     ORIGIN,
+    Allowance,
     Assignment,
+    Condemned,
     Dropped,
     Failed,
     FailureReason,
@@ -19,11 +21,18 @@ from p2p.control import (
     Holding,
     Holdings,
     Landed,
+    OriginLoad,
+    OriginUse,
     Part,
     PeerMessage,
     Progress,
+    SchedulerMessage,
+    SeedHost,
+    Seeds,
     Source,
     Unwant,
+    Verdict,
+    Verify,
     Want,
 )
 from p2p.errors import BadRequestError
@@ -35,6 +44,7 @@ from p2p.rpc.convert import (
     scheduler_message_from_proto,
     scheduler_message_to_proto,
 )
+from p2p.stores import Store
 from p2p.v1 import scheduler_pb2 as pb
 from p2p.versions import ValidatorKind, Version
 
@@ -48,7 +58,9 @@ sources = st.builds(
     Source,
     st.just(SECRET_URL),
     st.lists(st.tuples(texts, texts), max_size=3).map(tuple),
+    st.none() | st.sampled_from(Store),
 )
+checksums = st.sampled_from(["", "md5:XUFAKrxLKna5cZ2REBfFkg==", "sha256:" + "ab" * 32])
 
 
 @st.composite
@@ -86,7 +98,7 @@ def wants(draw: st.DrawFn) -> Want:
     version = draw(versions())
     count = PieceLayout.of(version.length).count
     wanted = draw(st.lists(spans(count), max_size=3)) if count else []
-    return Want(version, tuple(wanted), draw(st.none() | sources))
+    return Want(version, tuple(wanted), draw(st.none() | sources), draw(checksums))
 
 
 @st.composite
@@ -98,6 +110,9 @@ def landed(draw: st.DrawFn) -> Landed:
 
 version_ids = versions().map(lambda version: version.id)
 failures = st.builds(Failed, spans(), host_ids | st.just(ORIGIN), st.sampled_from(FailureReason), texts)
+counts = st.integers(0, 2**40)
+origins = st.sampled_from(["https://s3.amazonaws.com:443", "http://127.0.0.1:9000", "https://[fe80::1]:9000"])
+loads = st.builds(OriginLoad, origins, st.integers(0, 1000), counts, counts, counts, counts)
 hellos = st.builds(
     Hello,
     host_ids,
@@ -116,6 +131,16 @@ peer_messages: st.SearchStrategy[PeerMessage] = st.one_of(
         Progress, version_ids, st.lists(landed(), max_size=3).map(tuple), st.lists(failures, max_size=3).map(tuple)
     ),
     st.builds(Dropped, version_ids, st.lists(spans(), max_size=3).map(tuple)),
+    st.builds(Verdict, version_ids, st.booleans(), texts),
+    st.builds(OriginUse, st.lists(loads, max_size=3).map(tuple)),
+)
+seed_hosts = st.builds(SeedHost, host_ids, st.sampled_from(["10.0.0.1:65002", "node-1.cluster:1"]))
+rates = st.none() | st.floats(0, 1e12)
+orders: st.SearchStrategy[SchedulerMessage] = st.one_of(
+    st.builds(Seeds, st.lists(seed_hosts, max_size=3).map(tuple)),
+    st.builds(Verify, version_ids),
+    st.builds(Condemned, version_ids, texts),
+    st.builds(Allowance, origins, st.none() | st.integers(0, 1000), rates, rates),
 )
 
 
@@ -143,7 +168,14 @@ def test_assignments_survive_the_wire(assignment: Assignment) -> None:
     assert scheduler_message_from_proto(pb.SchedulerMessage.FromString(wire)) == assignment
 
 
+@given(orders)
+def test_what_else_schedulers_say_survives_the_wire(message: SchedulerMessage) -> None:
+    wire = scheduler_message_to_proto(message).SerializeToString()
+    assert scheduler_message_from_proto(pb.SchedulerMessage.FromString(wire)) == message
+
+
 def test_a_heartbeat_says_nothing() -> None:
+    assert scheduler_message_from_proto(pb.SchedulerMessage(heartbeat=pb.Heartbeat())) is None
     assert peer_message_from_proto(pb.PeerMessage(heartbeat=pb.Heartbeat())) is None
 
 
@@ -237,7 +269,7 @@ def test_malformed_assignments_are_refused() -> None:
         with pytest.raises(BadRequestError):
             scheduler_message_from_proto(message)
     with pytest.raises(BadRequestError):
-        scheduler_message_from_proto(pb.SchedulerMessage(heartbeat=pb.Heartbeat()))
+        scheduler_message_from_proto(pb.SchedulerMessage(welcome=pb.Welcome()))
 
 
 def test_a_long_story_of_a_failure_is_cut() -> None:

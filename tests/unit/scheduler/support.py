@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from random import Random
 
-from p2p.control import ORIGIN, Failed, FailureReason, Hello, Holding, Holdings, Landed, Progress, Source, Want
+from p2p.control import (
+    ORIGIN,
+    Assignment,
+    Failed,
+    FailureReason,
+    Hello,
+    Holding,
+    Holdings,
+    Landed,
+    Progress,
+    SchedulerMessage,
+    Source,
+    Want,
+)
 from p2p.pieces import MIB, Bitmap, PieceLayout, Span
 from p2p.versions import ValidatorKind, Version
 from scheduler.core.messages import (
@@ -49,6 +63,14 @@ def holding_of(version: Version, spans: tuple[Span, ...] | None = None, flavour:
     return Holding(version, bitmap, tuple(digest_of(version, index, flavour) for index in bitmap))
 
 
+@dataclass(frozen=True)
+class Sent:
+    """An assignment and the host it was sent to."""
+
+    host_id: str
+    assignment: Assignment
+
+
 class Fleet:
     """A core with a clock that has settled; keeps what was assigned to whom, and answers for the journal."""
 
@@ -56,7 +78,9 @@ class Fleet:
         self.core = SchedulerCore(random=Random(seed), limits=limits or Limits(settle=0.0))
         self.now = 0.0
         self.assigned: dict[str, dict[tuple[Version, int], str]] = {}
-        self.sent: list[Send] = []
+        self.sent: list[Sent] = []
+        self.told: list[tuple[str, SchedulerMessage]] = []
+        """Everything but assignments that was sent."""
         self.commands: list[Command] = []
         self.journal: dict[str, dict[int, bytes]] = {}
 
@@ -83,10 +107,14 @@ class Fleet:
         return deadline is not None and deadline <= self.now
 
     def _sent(self, send: Send) -> None:
-        self.sent.append(send)
-        for part in send.assignment.parts:
+        assignment = send.message
+        if not isinstance(assignment, Assignment):
+            self.told.append((send.host_id, assignment))
+            return
+        self.sent.append(Sent(send.host_id, assignment))
+        for part in assignment.parts:
             for index in part.span:
-                self.assigned.setdefault(send.host_id, {})[send.assignment.version, index] = part.parent_id
+                self.assigned.setdefault(send.host_id, {})[assignment.version, index] = part.parent_id
 
     def join(self, host_id: str, *, seed: bool = False, slots: int = 16) -> None:
         self.apply(HostJoined(Hello(host_id, f"{host_id}:65002", seed, slots)))
@@ -137,5 +165,9 @@ class Fleet:
         return commands
 
 
-def sends(commands: list[Command]) -> list[Send]:
-    return [command for command in commands if isinstance(command, Send)]
+def sends(commands: list[Command]) -> list[Sent]:
+    return [
+        Sent(command.host_id, command.message)
+        for command in commands
+        if isinstance(command, Send) and isinstance(command.message, Assignment)
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Landed, Progress, Unwant
+from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Landed, Progress, SeedHost, Seeds, Unwant
 from p2p.pieces import Span
 from p2p.versions import Version
 from scheduler.core.messages import (
@@ -504,3 +504,14 @@ def test_a_restarted_scheduler_waits_for_the_holders_before_it_asks_the_origin_a
     fleet.now = 2.0
     fleet.apply()
     assert set(fleet.pieces("seed", SMALL)) == {4, 5, 6, 7, 8, 9}
+
+
+def test_every_host_knows_which_seeds_there_are() -> None:
+    fleet = Fleet()
+    fleet.join("a")
+    fleet.join("s", seed=True)
+    fleet.join("b")
+    fleet.apply(HostLeft("s"))
+    seeds = Seeds((SeedHost("s", "s:65002"),))
+    told = [(host_id, message) for host_id, message in fleet.told if isinstance(message, Seeds)]
+    assert told == [("a", Seeds(())), ("a", seeds), ("s", seeds), ("b", seeds), ("a", Seeds(())), ("b", Seeds(()))]

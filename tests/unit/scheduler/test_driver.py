@@ -33,7 +33,9 @@ async def driver() -> AsyncIterator[Driver]:
 
 async def next_assignment(session: HostSession) -> Assignment:
     async with asyncio.timeout(DEADLINE):
-        return await session.outbox.get()
+        while not isinstance(message := await session.outbox.get(), Assignment):
+            pass
+        return message
 
 
 def want(host_id: str) -> Want:

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from p2p.auth import ClusterSecret, authorization
-from p2p.control import ORIGIN, Hello, Holdings, Landed, PeerMessage, Progress, Want
+from p2p.control import ORIGIN, Assignment, Hello, Holdings, Landed, PeerMessage, Progress, Want
 from p2p.pieces import Span
 from p2p.rpc.channel import open_channel, open_server, session_metadata
 from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
@@ -114,6 +114,12 @@ async def host(
             call.cancel()
 
 
+def assigned(message: pb.SchedulerMessage) -> Assignment:
+    assignment = scheduler_message_from_proto(message)
+    assert isinstance(assignment, Assignment)
+    return assignment
+
+
 def want(host_id: str) -> Want:
     return Want(VERSION, everything(VERSION), source_of(host_id))
 
@@ -125,11 +131,11 @@ async def test_hosts_are_welcomed_and_told_what_to_fetch() -> None:
         assert welcome.scheduler_id
         await child.next("welcome")
         await child.say(want("child"))
-        first = scheduler_message_from_proto(await seed.next())
+        first = assigned(await seed.next())
         assert first.source == source_of("child")
         landed = Landed(Span(0, 6), ORIGIN, tuple(digest_of(VERSION, index) for index in range(6)))
         await seed.say(Progress(VERSION.id, (landed,)))
-        second = scheduler_message_from_proto(await child.next())
+        second = assigned(await child.next())
         assert [(part.span, part.parent_id, part.parent_address) for part in second.parts] == [
             (Span(0, 4), "seed", "seed:65002"),
             (Span(4, 6), "seed", "seed:65002"),
@@ -145,7 +151,7 @@ async def test_a_host_whose_stream_breaks_is_replaced() -> None:
             await seed.next("welcome")
             await child.say(want("child"))
             await seed.next()
-        assignment = scheduler_message_from_proto(await child.next())
+        assignment = assigned(await child.next())
         assert {part.parent_id for part in assignment.parts} == {ORIGIN}
         assert assignment.source is None, "it has a way of its own"
 
