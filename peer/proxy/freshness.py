@@ -18,12 +18,13 @@ from enum import StrEnum
 from p2p.errors import DamselflyError, OriginStalledError, OriginUnreachableError
 from p2p.expiry import expires_at
 from p2p.fields import values
+from p2p.hostapi import Keepable, Probe, Refused
 from p2p.telemetry import logger
 from p2p.versions import passthrough_headers
 from peer.core.freshness import Ledger, Word
 from peer.proxy import metrics
 from peer.proxy.route import Wanted
-from peer.source.http import Keepable, Probe, Prober, Refused
+from peer.source.http import Prober
 
 log = logger(__name__)
 

@@ -16,6 +16,7 @@ from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.errors import DigestMismatchError, OriginError, StoreError, VersionChangedError
 from p2p.fields import entity_tags, http_date, single, values
+from p2p.hostapi import Keepable, Refused, Stream
 from p2p.ranges import ByteRange, if_range_matches, not_modified, parse_range
 from p2p.telemetry import logger
 from p2p.versions import passthrough_headers
@@ -29,7 +30,6 @@ from peer.proxy.multipart import coalesced, compose, may_be_split
 from peer.proxy.route import Wanted
 from peer.proxy.signals import wants_prefetch
 from peer.source.fields import Fields, end_to_end
-from peer.source.http import Keepable, Refused, Stream
 
 log = logger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from random import Random
 
 import aiohttp
@@ -16,8 +16,9 @@ import aiohttp
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.fields import single
+from p2p.hostapi import Keepable, Probe, Refused, Stream
 from p2p.ranges import ByteRange, parse_content_range
-from p2p.versions import Unkeepable, Version, read_version
+from p2p.versions import Unkeepable, read_version
 from peer.source.backoff import Backoff
 from peer.source.client import OriginClient, fields_of, origin_errors, read_at_most
 from peer.source.fields import Fields, for_pieces, retry_after
@@ -30,38 +31,6 @@ _ONE_BYTE: Fields = (("Range", "bytes=0-0"), *_IDENTITY)
 _FIRST_BYTE = ByteRange(0, 1)
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that say nothing of the object, and may be another in a moment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Keepable:
-    """The caller may read `version`, which can be kept and taken in pieces from `source`.
-
-    `source` is the caller's own way, or where its redirects led. `headers` are all of the answer's, as they came.
-    """
-
-    version: Version
-    headers: Fields = field(repr=False)  # may set cookies
-    source: Source
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The origin's refusal (a status from 400 on), as it is to be passed on; `body` is at most REFUSAL_BYTES."""
-
-    status: int
-    reason: str
-    headers: Fields = field(repr=False)
-    body: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """An answer that cannot be taken in pieces or may not be kept: the object is to be passed through."""
-
-    reason: str
-
-
-Probe = Keepable | Refused | Stream
 
 
 class Prober:
@@ -89,7 +58,7 @@ class Prober:
         answer counts. Raises BadRequestError, OriginUnreachableError, OriginStalledError, and OriginError for
         redirects that lead nowhere. A kept-alive connection that turns out to be dead is replaced once, by aiohttp.
         """
-        source = Source(source.url, for_pieces(source.headers))
+        source = replace(source, headers=for_pieces(source.headers))
         failures = 0
         while True:
             probe = await self._probe(source, task_id, content)

@@ -11,13 +11,14 @@ import pytest
 
 from p2p.control import Source
 from p2p.errors import OriginUnreachableError
+from p2p.hostapi import Keepable, Refused
 from p2p.identity import identify
 from peer.core.rules import DEFAULT_RULE, Rule, StaleIfError
 from peer.proxy.freshness import Freshness, Judged, Standing
 from peer.proxy.route import Wanted
 from peer.source.backoff import Backoff
 from peer.source.client import OriginClient, OriginSettings
-from peer.source.http import Keepable, Prober, Refused
+from peer.source.http import Prober
 
 from ..source.raw_origin import CUT, RawOrigin, RawRequest, response, serving
 from .conftest import CONTENT

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.control import Source
+from p2p.hostapi import Keepable, Refused
 from peer.source.backoff import Backoff
 from peer.source.client import OriginClient, OriginSettings
-from peer.source.http import Keepable, Prober, Refused
+from peer.source.http import Prober
 
 from .raw_origin import RawOrigin, RawRequest, raw_origin, response, serving
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from p2p.control import Source
 from p2p.errors import BadRequestError, ConfigError, OriginError, OriginStalledError, OriginUnreachableError
 from p2p.fields import single
+from p2p.hostapi import Keepable, Probe, Refused, Stream
 from p2p.versions import ValidatorKind
 from peer.source.client import OriginClient, OriginSettings
 from peer.source.fields import across_hosts, end_to_end, for_origin, for_pieces
-from peer.source.http import Keepable, Probe, Prober, Refused, Stream
+from peer.source.http import Prober
 from peer.source.trust import tls_context
 from peer.source.urls import exact_url, origin_of, redirect_target
 
