@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from p2p import errors
 from p2p.control import Source
-from p2p.errors import BadRequestError
+from p2p.errors import BadRequestError, DamselflyError, OriginError, OriginRefusedError
 from p2p.stores import Store
 from p2p.versions import ValidatorKind, Version
 
@@ -182,6 +183,35 @@ def listed_from_json(value: object) -> Listed:
         raise BadRequestError(f"entry.length is {length}; an object has 0 bytes or more")
     key, url, etag = (_typed(found, name, str, "entry") for name in ("key", "url", "etag"))
     return Listed(key, url, length, etag)
+
+
+def error_to_json(error: DamselflyError) -> dict[str, object]:
+    """Return an error as JSON values: its text, which holds no secret, and its class; the body of what is not 2xx."""
+    status = {"status": error.status} if isinstance(error, OriginRefusedError) else {}
+    return {"error": str(error), "kind": type(error).__name__, **status}
+
+
+def error_from_json(value: object) -> DamselflyError:
+    """Return the error that another host tells of; one of a kind that is not known is an OriginError."""
+    found = value if isinstance(value, dict) else {}
+    text = str(found.get("error") or "the host gave no reason")
+    kind, status = found.get("kind"), found.get("status")
+    if kind == OriginRefusedError.__name__ and isinstance(status, int):
+        refused = OriginRefusedError(status, "")
+        refused.args = (text,)
+        return refused
+    for known in _SAID.values():
+        if kind == known.__name__:
+            return known(text)
+    return OriginError(text)
+
+
+# The errors whose only argument is their text.
+_SAID = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, DamselflyError) and "__init__" not in vars(kind)
+}
 
 
 def _object(value: object, place: str) -> Mapping[str, object]:
