@@ -23,7 +23,7 @@ from p2p.config import parse_duration, parse_size
 from p2p.errors import ConfigError, DamselflyError
 
 app = typer.Typer(no_args_is_help=True, help="Measure what Damselfly does on this machine, or on your cluster.")
-app.command("origin")(origin.main)
+app.command("serve-origin")(origin.main)
 
 _LABELS = {
     "direct": "Direct",

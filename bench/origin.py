@@ -6,21 +6,21 @@
     POST   /_bench/objects {"name", "size", "seed": 0, "sha256": false}   -> url, xxh3_128, etag, bytes, sha256
     POST   /_bench/urls    {"name"}                                       -> another presigned url of the same object
     GET    /_bench/stats                                                  -> the fields of `Stats`
+    GET    /_bench/windows                                                -> requests in each 100 ms since the reset
     POST   /_bench/reset                                                  clears counters and faults
-    POST   /_bench/faults  the fields of `Fault`                          what happens to the next requests
+    POST   /_bench/faults  the fields of `Fault`                          what happens to requests from now on
     DELETE /_bench/faults                                                 forgets them; stalled responses go on
 
 Making an object again overwrites it: other bytes, another ETag, the same URLs. As with any presigned URL, the signature
-covers the request target byte for byte and the method: everything but a GET of exactly that URL is 403.
+covers the request target byte for byte and the method: everything but a GET of exactly that URL is 403. S3's clients
+may sign GET and HEAD requests of `/bench/NAME` themselves, with the key of `bench.sigv4`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
-import os
+import random
 import signal
 import sys
 import time
@@ -39,21 +39,28 @@ from aiohttp import web
 from bench.conditions import asks_one_byte, decide
 from bench.content import SyntheticObject
 from bench.shaping import PROFILES, Pacer, Profile
+from bench.sigv4 import allows, presigned
+from bench.traffic import WINDOW_SECONDS, Coverage, Traffic
 from p2p.errors import ConfigError
 
 BUCKET = "bench"
-_SIGNATURE = "&X-Amz-Signature="
 _URL_SECONDS = 604800
 
 
 @dataclass(slots=True)
 class Stats:
-    """What the origin has done; `requests` and `statuses` leave out the `one_byte_requests`, the peers' checks."""
+    """What the origin has done; `requests` and `statuses` leave out the `one_byte_requests`, the peers' checks.
+
+    `repeated_bytes` are those of the `body_bytes` that had been sent before, and `peak_requests` the most requests of
+    either kind that were being answered at once since the origin's counters were cleared.
+    """
 
     requests: int = 0
     one_byte_requests: int = 0
     connections: int = 0
     body_bytes: int = 0
+    repeated_bytes: int = 0
+    peak_requests: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
 
     def since(self, earlier: Stats) -> Stats:
@@ -63,6 +70,8 @@ class Stats:
             one_byte_requests=self.one_byte_requests - earlier.one_byte_requests,
             connections=self.connections - earlier.connections,
             body_bytes=self.body_bytes - earlier.body_bytes,
+            repeated_bytes=self.repeated_bytes - earlier.repeated_bytes,
+            peak_requests=self.peak_requests,
             statuses={
                 status: more
                 for status, count in self.statuses.items()
@@ -75,6 +84,8 @@ class Stats:
 class Fault:
     """What goes wrong with the next `requests` requests that ask for more than `after_bytes` bytes.
 
+    With a `fraction` it is that share of all such requests instead, drawn with `seed`, until the faults are cleared;
+    several of these may be set at the same time, and a request suffers at most one.
     `status`: answered with that status and no bytes. `cut`: the connection ends after `after_bytes` bytes of the body.
     `stall`: nothing follows them until the faults are cleared.
     """
@@ -83,16 +94,21 @@ class Fault:
     requests: int = 1
     after_bytes: int = 0
     status: int = 503
+    fraction: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("status", "cut", "stall"):
             raise ValueError(f"no such kind of fault: {self.kind!r}")
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"a fraction of {self.fraction} of all requests")
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
     content: SyntheticObject
     last_modified: datetime
+    sent: Coverage = field(default_factory=Coverage)
 
 
 class _Server(web.Server):
@@ -113,12 +129,13 @@ class Origin:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.stats = Stats()
+        self._traffic = Traffic(time.monotonic())
         self._objects: dict[str, _Stored] = {}
         self._total = Pacer(profile.total_rate)
         self._pacers: dict[object, Pacer] = {}
         self._fault: Fault | None = None
+        self._lasting: list[tuple[Fault, random.Random]] = []
         self._released = asyncio.Event()
-        self._key = os.urandom(32)
         self._issued = 0
 
     def create(self, name: str, size: int, *, seed: int = 0) -> SyntheticObject:
@@ -134,22 +151,28 @@ class Origin:
         """Return a URL of the object on `host` ("name:port"), different from all that were returned before."""
         issued = datetime.now(UTC) - timedelta(seconds=self._issued)
         self._issued += 1
-        target = (
-            f"/{BUCKET}/{quote(name)}?X-Amz-Algorithm=AWS4-HMAC-SHA256"
-            f"&X-Amz-Credential=BENCH%2F{issued:%Y%m%d}%2Fus-east-1%2Fs3%2Faws4_request"
-            f"&X-Amz-Date={issued:%Y%m%dT%H%M%SZ}&X-Amz-Expires={_URL_SECONDS}&X-Amz-SignedHeaders=host"
-        )
-        return f"http://{host}{target}{_SIGNATURE}{self._sign(target)}"
+        return f"http://{host}" + presigned(f"/{BUCKET}/{quote(name)}", host, at=issued, seconds=_URL_SECONDS)
 
     def set_fault(self, fault: Fault | None) -> None:
-        """Let `fault` happen to the next requests, or none; responses stalled before go on."""
+        """Let `fault` happen from now on, in the place of a counted one before it; None: none, and what stalls goes on.
+
+        A counted one lets what stalls go on as well.
+        """
+        if fault is not None and fault.fraction:
+            self._lasting.append((fault, random.Random(fault.seed)))  # noqa: S311  # the same faults in each run
+            return
         self._fault = fault
+        if fault is None:
+            self._lasting.clear()
         self._released.set()
         self._released = asyncio.Event()
 
     def reset(self) -> None:
         """Forget all counts and faults."""
         self.stats = Stats()
+        self._traffic = Traffic(time.monotonic())
+        for stored in self._objects.values():
+            stored.sent.clear()
         self.set_fault(None)
 
     def forget(self, connection: object) -> None:
@@ -163,7 +186,8 @@ class Origin:
         if request.protocol not in self._pacers:
             self._pacers[request.protocol] = Pacer(self.profile.connection_rate)
             self.stats.connections += 1
-        response = await self._answer(request)
+        with self._traffic.request(time.monotonic()):
+            response = await self._answer(request)
         if not asks_one_byte(request.headers):
             status = str(response.status)
             self.stats.statuses[status] = self.stats.statuses.get(status, 0) + 1
@@ -175,10 +199,9 @@ class Origin:
         self.stats.requests += not one_byte
         if self.profile.first_byte_seconds:
             await asyncio.sleep(self.profile.first_byte_seconds)
-        target, _, signature = request.raw_path.rpartition(_SIGNATURE)
-        if request.method != "GET" or not hmac.compare_digest(signature.encode(), self._sign(target).encode()):
+        if request.method not in ("GET", "HEAD") or not allows(request.method, request.raw_path, request.headers):
             return _error(403, "SignatureDoesNotMatch")
-        stored = self._objects.get(unquote(target.partition("?")[0].removeprefix(f"/{BUCKET}/")))
+        stored = self._objects.get(unquote(request.raw_path.partition("?")[0].removeprefix(f"/{BUCKET}/")))
         if stored is None:
             return _error(404, "NoSuchKey")
         content = stored.content
@@ -203,35 +226,46 @@ class Origin:
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = answer.stop - answer.start
         await response.prepare(request)
+        if request.method == "HEAD":
+            return response
         if fault is None:
-            await self._send(request, response, content, answer.start, answer.stop)
+            await self._send(request, response, stored, answer.start, answer.stop)
             return response
         middle = answer.start + fault.after_bytes
-        await self._send(request, response, content, answer.start, middle)
+        await self._send(request, response, stored, answer.start, middle)
         if fault.kind == "cut":
             if request.transport is not None:
                 request.transport.close()
             return response
         # Bound to the connection: the handler is cancelled when its client goes away.
         await self._released.wait()
-        await self._send(request, response, content, middle, answer.stop)
+        await self._send(request, response, stored, middle, answer.stop)
         return response
 
     async def _send(
-        self, request: web.BaseRequest, response: web.StreamResponse, content: SyntheticObject, start: int, stop: int
+        self, request: web.BaseRequest, response: web.StreamResponse, stored: _Stored, start: int, stop: int
     ) -> None:
         own = self._pacers[request.protocol]
         chunk = min(own.chunk_bytes, self._total.chunk_bytes)
-        for view in content.slices(start, stop, chunk):
-            # One after the other: a reservation of the shared rate that waited for the connection's own would hold
-            # up everyone else.
-            await _until(own.reserve(len(view), time.monotonic()))
-            await _until(self._total.reserve(len(view), time.monotonic()))
-            # Counted when it is handed over: whoever has read the last byte finds it counted.
-            self.stats.body_bytes += len(view)
-            await response.write(view)
+        sent = start
+        try:
+            for view in stored.content.slices(start, stop, chunk):
+                # One after the other: a reservation of the shared rate that waited for the connection's own would hold
+                # up everyone else.
+                await _until(own.reserve(len(view), time.monotonic()))
+                await _until(self._total.reserve(len(view), time.monotonic()))
+                # Counted when it is handed over: whoever has read the last byte finds it counted.
+                sent += len(view)
+                self.stats.body_bytes += len(view)
+                await response.write(view)
+        finally:
+            self.stats.repeated_bytes += stored.sent.add(start, sent)
 
     def _take_fault(self, length: int) -> Fault | None:
+        # Every lasting fault draws for every request, so that what one of them hits does not depend on the others.
+        hit = [fault for fault, draw in self._lasting if length > fault.after_bytes and draw.random() < fault.fraction]
+        if hit:
+            return hit[0]
         fault = self._fault
         if fault is None or length <= fault.after_bytes:
             return None
@@ -240,14 +274,14 @@ class Origin:
             self._fault = None
         return fault
 
-    def _sign(self, target: str) -> str:
-        return hmac.new(self._key, target.encode(), hashlib.sha256).hexdigest()
-
     async def _administer(self, request: web.BaseRequest) -> web.StreamResponse:
         action = (request.method, request.raw_path.removeprefix("/_bench/"))
         try:
             if action == ("GET", "stats"):
-                return web.json_response(asdict(self.stats))
+                return web.json_response({**asdict(self.stats), "peak_requests": self._traffic.peak})
+            if action == ("GET", "windows"):
+                windows = self._traffic.windows()
+                return web.json_response({"window_seconds": WINDOW_SECONDS, "requests": windows})
             if action == ("POST", "reset"):
                 self.reset()
                 return web.json_response({})

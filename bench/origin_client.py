@@ -55,12 +55,16 @@ class OriginClient:
         """Return the counters."""
         return Stats(**self._call("GET", "stats"))
 
+    def windows(self) -> tuple[int, ...]:
+        """Return how many requests came in each 100 ms since the last reset, from the first to the last one."""
+        return tuple(self._call("GET", "windows")["requests"])
+
     def reset(self) -> None:
         """Clear counters and faults."""
         self._call("POST", "reset")
 
     def set_fault(self, fault: Fault | None) -> None:
-        """Let a fault happen to the next requests; None forgets faults and lets stalled responses go on."""
+        """Let a fault happen from now on; None forgets all of them and lets stalled responses go on."""
         if fault is None:
             self._call("DELETE", "faults")
         else:

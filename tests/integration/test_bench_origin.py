@@ -212,3 +212,36 @@ async def test_a_taken_port_and_an_unknown_profile_are_told() -> None:
                 pass
     with pytest.raises(ConfigError, match="gateway, s3, unlimited"):
         profile_named("fast")
+
+
+def test_a_share_of_all_requests_fails_and_the_same_ones_in_each_run(origin: OriginClient) -> None:
+    made = origin.create("lasting", 100)
+
+    def statuses() -> list[int]:
+        origin.set_fault(Fault("status", fraction=0.25, seed=7, status=503))
+        origin.set_fault(Fault("status", fraction=0.25, seed=8, status=500, after_bytes=50))
+        return [ask(made.url, part(0, 50) if number % 2 else None).status for number in range(40)]
+
+    first = statuses()
+    assert {200, 206, 500, 503} == set(first)
+    assert 4 <= first.count(503) <= 16
+    origin.set_fault(None)
+    assert statuses() == first
+    origin.reset()
+    assert ask(made.url).status == 200
+    with pytest.raises(ValueError, match=r"a fraction of 1\.5"):
+        Fault("cut", fraction=1.5)
+
+
+def test_what_is_sent_twice_and_when_requests_came_is_told(origin: OriginClient) -> None:
+    made = origin.create("twice", 1000)
+    origin.reset()
+    for start, stop in ((0, 300), (700, 1000), (200, 800)):
+        ask(made.url, part(start, stop))
+    stats = origin.stats()
+    assert (stats.body_bytes, stats.repeated_bytes, stats.peak_requests) == (1200, 200, 1)
+    assert sum(origin.windows()) == 3
+    origin.reset()
+    assert origin.windows() == ()
+    ask(made.url)
+    assert origin.stats().repeated_bytes == 0
