@@ -25,6 +25,7 @@ from functools import lru_cache
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from p2p.errors import BadRequestError
+from p2p.native import is_native, parse_native
 from p2p.stores import SIGNING_PARAMETERS, Place, Store, place_of, signed_for
 
 __all__ = ["Store", "StoreObject", "Task", "identify", "origin_key", "parse_filters", "recognise", "redact"]
@@ -66,18 +67,21 @@ _REMEMBERED = 256
 """Of how many URLs the meaning is kept, in memory only: a fleet asks for the same ones over and over."""
 
 
-def identify(url: str, *, filters: Iterable[str] = (), tag: str = "", application: str = "") -> Task:
+def identify(
+    url: str, *, filters: Iterable[str] = (), tag: str = "", application: str = "", store: Store | None = None
+) -> Task:
     """Return the task of a URL. Raises BadRequestError for one that cannot be fetched.
 
-    `filters` names query parameters (exactly, in their own case) that do not count, beside those of a known store's
-    signature. `tag` and `application` keep apart what their users want kept apart.
+    `store` says in which dialect a plain URL is read whose host and query do not tell: it is then the task of the same
+    URL with that store's signature. `filters` names query parameters (exactly, in their own case) that do not count,
+    beside those of a known store's signature. `tag` and `application` keep apart what their users want kept apart.
     """
-    return _identified(url, frozenset(filters), tag, application)
+    return _identified(url, frozenset(filters), tag, application, store)
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _identified(url: str, unwanted: frozenset[str], tag: str, application: str) -> Task:
-    parts, found = _understood(url)
+def _identified(url: str, unwanted: frozenset[str], tag: str, application: str, hint: Store | None) -> Task:
+    parts, found = _understood(url, hint)
     if found is None:
         store, base, query = Store.HTTP, f"{parts.origin}{parts.path or '/'}", _segments(parts.query)
     else:
@@ -93,13 +97,13 @@ def _identified(url: str, unwanted: frozenset[str], tag: str, application: str) 
     return Task(hashlib.sha256(canonical.encode()).hexdigest(), canonical, store)
 
 
-def recognise(url: str) -> StoreObject | None:
-    """Return the known store's object that a URL names by its host or by its signature; None for any other URL.
+def recognise(url: str, *, store: Store | None = None) -> StoreObject | None:
+    """Return the known store's object that a URL names by its host, its signature or its reader's word (`store`).
 
-    Besides http and https, the native forms `s3://bucket/key`, `gs://bucket/key` and `as://account/container/key` are
-    understood; their keys are literal. Raises BadRequestError for a URL that cannot be fetched.
+    None for any other URL. Besides http and https, the native forms that `p2p.native` knows are understood. Raises
+    BadRequestError for a URL that cannot be fetched.
     """
-    return _understood(url)[1]
+    return _understood(url, store)[1]
 
 
 def parse_filters(header_values: Iterable[str]) -> tuple[str, ...]:
@@ -174,12 +178,11 @@ _URL = re.compile(r"(?P<scheme>[^:/?#]+)://(?P<authority>[^/?#]*)(?P<path>[^?#]*
 # Characters on which URL parsers disagree (a backslash, a second "@") are refused, not interpreted.
 _HOST = r"\[[0-9A-Za-z:.%]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]+"
 _AUTHORITY = re.compile(rf"(?:[^@\\]*@)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{0,5}}))?")
-_NATIVE = re.compile(r"(?P<scheme>s3|gs|as)://(?P<name>[^/]*)(?P<path>.*)", re.IGNORECASE | re.DOTALL)
 
 
 def _parse(url: str) -> _Parts:
-    if native := _NATIVE.fullmatch(url):
-        return _native(*native.groups())
+    if is_native(url):
+        url = parse_native(url).url
     match = None
     if re.search(r"[\x00-\x20\x7f]", url) is None:
         match = _URL.fullmatch(quote_from_bytes(_encode(url), safe=_PRINTABLE))
@@ -188,34 +191,24 @@ def _parse(url: str) -> _Parts:
         raise BadRequestError(f"{redact(url)!r} is not an absolute URL; percent-escape what is not allowed in one")
     scheme = match["scheme"].lower()
     if scheme not in _DEFAULT_PORTS:
-        raise BadRequestError(f"{redact(url)!r} has the scheme {scheme!r}; use http, https, s3, gs or as")
+        raise BadRequestError(
+            f"{redact(url)!r} has the scheme {scheme!r}; use http, https, or a store's own, as s3 or gs"
+        )
     port = int(authority["port"] or _DEFAULT_PORTS[scheme])
     if not 0 < port <= 0xFFFF:
         raise BadRequestError(f"{redact(url)!r} has the port {port}; there are 1 to 65535")
     return _Parts(scheme, authority["host"].lower(), port, match["path"], match["query"] or "")
 
 
-def _native(scheme: str, name: str, path: str) -> _Parts:
-    """Rewrite a native URL as the HTTPS one it stands for. Its key is literal: `?`, `+` and `%` are part of it."""
-    if re.fullmatch(r"[A-Za-z0-9._-]+", name) is None:
-        raise BadRequestError(f"{scheme}://{redact(name)} names no bucket; give an endpoint's http:// or https:// URL")
-    escaped = quote_from_bytes(_encode(path))
-    match scheme.lower():
-        case "s3":
-            return _Parts("https", "s3.amazonaws.com", 443, f"/{name}{escaped}", "")
-        case "gs":
-            return _Parts("https", "storage.googleapis.com", 443, f"/{name}{escaped}", "")
-        case _:
-            return _Parts("https", f"{name.lower()}.blob.core.windows.net", 443, escaped, "")
-
-
-def _recognise(parts: _Parts) -> StoreObject | None:
+def _recognise(parts: _Parts, hint: Store | None) -> StoreObject | None:
     segments = ["=".join(map(_escaped_once, segment.split("=", 1))) for segment in _segments(parts.query)]
     signer = signed_for(frozenset(_name(segment).lower() for segment in segments))
     place = place_of(parts.host) if parts.has_default_port else None
     if place is not None and _is_json_interface(place, parts.path):
         return None
-    store = place.store if place else signer
+    # A plain URL that its reader knows to be a store's is the same object as one with a signature. The signature comes
+    # first, so that a URL means the same wherever nothing but the URL is known.
+    store = place.store if place else signer or hint
     if store is None:
         return None
     # A store may be signed for in another's dialect: Google and Huawei take AWS' signatures.
@@ -235,9 +228,12 @@ def _recognise(parts: _Parts) -> StoreObject | None:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _understood(url: str) -> tuple[_Parts, StoreObject | None]:
+def _understood(url: str, hint: Store | None) -> tuple[_Parts, StoreObject | None]:
+    if is_native(url):
+        location = parse_native(url)
+        url, hint = location.url, location.store
     parts = _parse(url)
-    return parts, _recognise(parts)
+    return parts, _recognise(parts, None if hint is Store.HTTP else hint)
 
 
 def _is_json_interface(place: Place, path: str) -> bool:

@@ -207,6 +207,35 @@ def test_native_urls_have_literal_keys() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "plain", "store", "presigned"),
+    [
+        ("s3://http://minio:9000/b/a b", "http://minio:9000/b/a%20b", Store.S3, f"http://minio:9000/b/a%20b?{V4}"),
+        ("s3://minio:9000/b/k", "http://minio:9000/b/k", Store.S3, f"http://MINIO:9000/b/k?{S3_V2}"),
+        ("gs://https://g:4443/b/k", "https://g:4443/b/k", Store.GCS, f"https://g:4443/b/k?{GCS_V4}"),
+        ("as://http://127.0.0.1:1/a/c/k", "http://127.0.0.1:1/a/c/k", Store.AZURE, f"http://127.0.0.1:1/a/c/k?{SAS}"),
+        ("oss://http://o:1/b/k", "http://o:1/b/k", Store.OSS, f"http://o:1/b/k?{OSS_V4}"),
+        ("obs://http://o:1/b/k", "http://o:1/b/k", Store.OBS, f"http://o:1/b/k?{OBS_V2}"),
+        ("oss://https://oss-cn-x.aliyuncs.com/b/k", "https://b.oss-cn-x.aliyuncs.com/k", Store.OSS, None),
+        ("abfss://c@a.dfs.core.windows.net/k", "https://a.blob.core.windows.net/c/k", Store.AZURE, None),
+        ("s3://b/k", "https://b.s3.eu-west-1.amazonaws.com/k", Store.S3, f"https://s3.amazonaws.com/b/k?{V4}"),
+    ],
+)
+def test_native_plain_and_presigned_forms_are_one_task(
+    name: str, plain: str, store: Store, presigned: str | None
+) -> None:
+    task = identify(name)
+    assert task.store is store
+    assert identify(plain, store=store) == task
+    assert identify(presigned or plain, store=store) == identify(presigned or plain) == task
+
+
+def test_the_readers_word_gives_no_server_a_dialect_it_is_known_not_to_have() -> None:
+    assert identify("http://h/a%2Fb", store=Store.HTTP) == identify("http://h/a%2Fb")
+    assert identify("https://storage.googleapis.com/b/k", store=Store.S3) == identify("gs://b/k")
+    assert identify("http://h/b/k", store=Store.S3) != identify("http://h/b/k")
+
+
+@pytest.mark.parametrize(
     "query",
     ["sv=2", "sig=1&x=2", "Expires=1&Signature=2", "Expires=1&Signature=2&Key-Pair-Id=3", "AccessKeyId=1&Signature=2"],
 )
@@ -238,7 +267,7 @@ def test_parameter_names_of_signatures_count_in_any_case() -> None:
         "http://h/a\r\nX: y",
         "http://h/\udb40",
         "s3:///k",
-        "s3://https://h:9000/b/k",
+        "s3://https://hunter2@h:9000/b/k",
         "s3://hunter2@h:9000/b",
     ],
 )
