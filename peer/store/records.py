@@ -16,6 +16,7 @@ from p2p.versions import ValidatorKind, Version
 from peer.core.evict import Victim
 from peer.store.files import DataDirectory, DataFile
 from peer.store.index import Work
+from peer.store.inventory import pinned_bytes
 
 _MANY = 8192  # rows that one piece of work reads at most: some ten milliseconds of the index's thread
 
@@ -132,8 +133,11 @@ def commit(
         if capacity is not None and size:
             (held,) = db.execute("SELECT bytes FROM totals").fetchone()
             if held > capacity:
+                pinned = pinned_bytes(db)
                 raise CapacityError(
-                    f"the store's capacity of {capacity} bytes is taken by versions in use; raise it, or ask for less"
+                    f"the store's capacity of {capacity} bytes is taken by versions in use"
+                    + (f" and by pinned ones ({pinned} bytes); unpin some (`damselfly unpin`)," if pinned else ";")
+                    + " raise it, or ask for less"
                 )
         return _nothing
 
@@ -215,12 +219,12 @@ def _removed(
 
 
 def oldest(after: tuple[float, int], limit: int) -> Work[tuple[tuple[tuple[float, int], Victim], ...]]:
-    """Read the least recently used versions behind the key `after`, each with its own key, in that order."""
+    """Read the least recently used versions that are not pinned behind the key `after`, each with its own key."""
 
     def work(db: sqlite3.Connection) -> Callable[[], tuple[tuple[tuple[float, int], Victim], ...]]:
         found = db.execute(
             "SELECT last_used, row, version_id, bytes FROM versions WHERE (last_used, row) > (?, ?) "
-            "ORDER BY last_used, row LIMIT ?",
+            "AND version_id NOT IN (SELECT version_id FROM pins) ORDER BY last_used, row LIMIT ?",
             (*after, limit),
         ).fetchall()
         return lambda: tuple(((used, row), Victim(version_id, size, used)) for used, row, version_id, size in found)

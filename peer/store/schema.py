@@ -29,6 +29,9 @@ CREATE TABLE IF NOT EXISTS pieces (
     PRIMARY KEY (row, piece)
 ) WITHOUT ROWID;
 
+-- Beside the versions, not in them: a directory of a release that knew no pins is read as it is, and vice versa.
+CREATE TABLE IF NOT EXISTS pins (version_id TEXT PRIMARY KEY) WITHOUT ROWID;
+
 CREATE TABLE IF NOT EXISTS totals (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     epoch INTEGER NOT NULL,
@@ -46,5 +49,8 @@ CREATE TRIGGER IF NOT EXISTS version_changed AFTER UPDATE OF pieces, bytes ON ve
 END;
 CREATE TRIGGER IF NOT EXISTS version_removed AFTER DELETE ON versions BEGIN
     UPDATE totals SET versions = versions - 1, pieces = pieces - OLD.pieces, bytes = bytes - OLD.bytes;
+END;
+CREATE TRIGGER IF NOT EXISTS pin_removed AFTER DELETE ON versions BEGIN
+    DELETE FROM pins WHERE version_id = OLD.version_id;
 END;
 """

@@ -12,11 +12,13 @@ from typing import Any, Self
 
 from p2p.control import Holding
 from p2p.errors import StoreError
+from p2p.fetches import HeldVersion
 from p2p.identity import Task
+from p2p.pieces import PieceLayout
 from p2p.telemetry import logger
 from p2p.versions import Version
 from peer.core.evict import choose
-from peer.store import records
+from peer.store import inventory, records
 from peer.store.entry import Entry, damaged_pieces
 from peer.store.files import DataDirectory, DataFile
 from peer.store.index import Index, StoreStats, Work
@@ -326,8 +328,54 @@ class Store:
         self._check_open()
         await self._remove(records.remove_versions(self._directory, (version_id,)))
 
+    async def pin(self, task_id: str) -> int:
+        """Keep every version of a task that is here now from eviction, over restarts too; returns how many there are.
+
+        A version that comes later is not pinned by that. Raises StoreError.
+        """
+        self._check_open()
+        return await self._index.submit(inventory.pin("task_id", task_id))
+
+    async def pin_version(self, version_id: str) -> None:
+        """Keep one version, of which there is an entry, from eviction for as long as it is here. Raises StoreError."""
+        self._check_open()
+        await self._index.submit(inventory.pin("version_id", version_id))
+
+    async def unpin(self, task_id: str) -> int:
+        """Let every version of a task be evicted again; returns how many were pinned. Raises StoreError."""
+        self._check_open()
+        return await self._index.submit(inventory.unpin(task_id))
+
+    async def held(self, task_id: str | None = None) -> tuple[HeldVersion, ...]:
+        """Return what is held (of a task), suspect pieces included, the oldest first. Raises StoreError."""
+        self._check_open()
+        self._flush_touches()
+        found: list[HeldVersion] = []
+        after = 0
+        while page := await self._index.submit(inventory.stock(after, task_id)):
+            after, now = page[-1].row, self._clock()
+            found += [self._row(stock, now) for stock in page]
+            self._check_open()
+        return tuple(found)
+
+    def _row(self, stock: inventory.Stock, now: float) -> HeldVersion:
+        in_use = self._in_use(stock.version_id)
+        return HeldVersion(
+            task_id=stock.task_id,
+            object=stock.canonical,
+            version_id=stock.version_id,
+            length=stock.length,
+            pieces=PieceLayout.of(stock.length).count,
+            pieces_held=stock.pieces,
+            bytes_held=stock.bytes,
+            age_seconds=max(0.0, now - stock.created),
+            used_seconds=0.0 if in_use else max(0.0, now - stock.last_used),
+            pinned=stock.pinned,
+            in_use=in_use,
+        )
+
     async def evict(self, target_bytes: int) -> int:
-        """Remove versions that nobody refers to, least recently used first, until at most `target_bytes` are held.
+        """Remove versions, least recently used first, until at most `target_bytes` are held; none in use or pinned.
 
         Returns the bytes freed, which are too few if versions in use take up more; their blocks are given back a little
         later, in a thread. Raises StoreError.
