@@ -104,6 +104,12 @@ class DigestMismatchError(DamselflyError):
     """A whole object does not have the digest that its user expects."""
 
 
+class ChecksumMismatchError(DigestMismatchError):
+    """A whole object does not have the checksum that its store gives."""
+
+    error_type = ErrorType.BACKEND
+
+
 class StoreError(DamselflyError):
     """The data directory cannot do what is asked of it (taken, unwritable, full, damaged)."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from p2p import errors
+from p2p.checksums import Checksum
 from p2p.control import Source
 from p2p.errors import BadRequestError, DamselflyError, OriginError, OriginRefusedError
 from p2p.stores import Store
@@ -37,11 +38,13 @@ class Keepable:
     """The caller may read `version`, which can be kept and taken in pieces from `source`.
 
     `source` is the caller's own way, or where its redirects led. `headers` are all of the answer's, as they came.
+    `checksum` is the store's word on the whole object, if it has given one.
     """
 
     version: Version
     headers: Fields = field(repr=False)  # may set cookies
     source: Source
+    checksum: Checksum | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +132,13 @@ def version_from_json(value: object) -> Version:
 def probe_to_json(probe: Probe) -> dict[str, object]:
     """Return what an origin said as JSON values; `outcome` tells which of the three it is."""
     match probe:
-        case Keepable(version, headers, source):
+        case Keepable(version, headers, source, checksum):
             return {
                 "outcome": "keepable",
                 "version": version_to_json(version),
                 "headers": [list(pair) for pair in headers],
                 "source": source_to_json(source),
+                "checksum": str(checksum) if checksum else None,
             }
         case Refused(status, reason, headers, body):
             return {
@@ -154,7 +158,9 @@ def probe_from_json(value: object) -> Probe:
     match found.get("outcome"):
         case "keepable":
             version, source = version_from_json(found.get("version")), source_from_json(found.get("source"))
-            return Keepable(version, _fields(found, "headers", "probe"), source)
+            word = found.get("checksum")
+            checksum = None if word is None else Checksum.parse(str(word))
+            return Keepable(version, _fields(found, "headers", "probe"), source, checksum)
         case "refused":
             status = _typed(found, "status", int, "probe")
             if not 400 <= status <= 599:

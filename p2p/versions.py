@@ -152,12 +152,14 @@ _KEPT_PREFIXES = ("x-amz-", "x-goog-", "x-ms-", "x-oss-", "x-obs-")
 def passthrough_headers(headers: Headers) -> tuple[tuple[str, str], ...]:
     """Return the fields that belong to the object and not to one answer: they are stored with it and sent to everyone.
 
-    What is not known to be harmless stays behind; cookies above all.
+    What is not known to be harmless stays behind; cookies above all, and S3's checksums, which are the whole object's
+    in one answer and a part's in another.
     """
     return tuple(
         (name, value)
         for name, value in pairs(headers)
-        if name.lower() in _KEPT_FIELDS or name.lower().startswith(_KEPT_PREFIXES)
+        if name.lower() in _KEPT_FIELDS
+        or (name.lower().startswith(_KEPT_PREFIXES) and not name.lower().startswith("x-amz-checksum-"))
     )
 
 

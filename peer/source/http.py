@@ -13,6 +13,7 @@ from random import Random
 
 import aiohttp
 
+from p2p.checksums import read_checksum
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.fields import single
@@ -105,7 +106,7 @@ class Prober:
         version = read_version(task_id, fields, length=length, content=content)
         if isinstance(version, Unkeepable):
             return Stream(version.reason)
-        return Keepable(version, fields, source)
+        return Keepable(version, fields, source, read_checksum(fields, whole=response.status == 200))
 
 
 def _says_empty(refusal: Refused) -> bool:
