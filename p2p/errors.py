@@ -58,6 +58,16 @@ class OriginRefusedError(OriginError):
         self.status = status
 
 
+class CredentialsError(OriginError):
+    """The credentials for an origin cannot be had, or it refuses them; `status` is what a client is told (502, or the
+    origin's own 401 or 403). The text names the prefix or the chain that they came from, never the secret.
+    """
+
+    def __init__(self, text: str, status: int = 502) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class DeniedError(OriginError):
     """The operator does not want this origin asked, or this request made (HTTP 403)."""
 

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from p2p.errors import (
     BadRequestError,
+    CredentialsError,
     DamselflyError,
     DeniedError,
     DigestMismatchError,
@@ -47,7 +48,7 @@ _STATUSES: tuple[tuple[type[DamselflyError], HTTPStatus], ...] = (
 
 def status_of(error: DamselflyError) -> int:
     """Return the status for an error; 500 for what is Damselfly's own fault."""
-    if isinstance(error, OriginRefusedError):
+    if isinstance(error, OriginRefusedError | CredentialsError):
         return error.status
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
 
