@@ -145,7 +145,9 @@ class OriginLoad:
     """What a host did at one origin ("scheme://host:port") since it last said so, and what it would like to do.
 
     `connections` is how many requests it has under way or waiting for leave. `requests` counts all of them, `checks`
-    those for one byte, `refused` the answers that ask for patience (429, 503), `bytes` those of bodies.
+    those for one byte, `refused` the answers that ask for patience (429, 503), `bytes` those of bodies. `under_way` of
+    the connections have leave. `serial` rises with each load, and `heard` is the serial that the allowance in force
+    answered (0: none is): a share that was taken back is free for others only once its holder has heard of it.
     """
 
     origin: str
@@ -154,6 +156,9 @@ class OriginLoad:
     checks: int = 0
     refused: int = 0
     bytes: int = 0
+    under_way: int = 0
+    serial: int = 0
+    heard: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +225,14 @@ class Condemned:
 class Allowance:
     """This host's share of an origin's budget: at most so many requests at once, so many and so much a second.
 
-    None: the budget does not bound it.
+    None: the budget does not bound it. It `answers` the load with that serial.
     """
 
     origin: str
     connections: int | None = None
     requests_per_second: float | None = None
     bytes_per_second: float | None = None
+    answers: int = 0
 
 
 PeerMessage = Hello | Holdings | Want | Unwant | Progress | Dropped | Verdict | OriginUse

@@ -145,6 +145,7 @@ def scheduler_message_to_proto(message: SchedulerMessage) -> pb.SchedulerMessage
                     connections=message.connections,
                     requests_per_second=message.requests_per_second,
                     bytes_per_second=message.bytes_per_second,
+                    answers=message.answers,
                 )
             )
 
@@ -223,12 +224,25 @@ def _load_to_proto(load: OriginLoad) -> pb.OriginLoad:
         checks=load.checks,
         refused=load.refused,
         bytes=load.bytes,
+        under_way=load.under_way,
+        serial=load.serial,
+        heard=load.heard,
     )
 
 
 def _load_from_proto(load: pb.OriginLoad) -> OriginLoad:
     origin = _matching(_ORIGIN, load.origin, "load.origin")
-    return OriginLoad(origin, load.connections, load.requests, load.checks, load.refused, load.bytes)
+    return OriginLoad(
+        origin,
+        load.connections,
+        load.requests,
+        load.checks,
+        load.refused,
+        load.bytes,
+        under_way=load.under_way,
+        serial=load.serial,
+        heard=load.heard,
+    )
 
 
 def _allowance_from_proto(allowance: pb.Allowance) -> Allowance:
@@ -237,6 +251,7 @@ def _allowance_from_proto(allowance: pb.Allowance) -> Allowance:
         allowance.connections if allowance.HasField("connections") else None,
         allowance.requests_per_second if allowance.HasField("requests_per_second") else None,
         allowance.bytes_per_second if allowance.HasField("bytes_per_second") else None,
+        allowance.answers,
     )
 
 

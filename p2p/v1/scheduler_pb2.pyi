@@ -732,6 +732,9 @@ class OriginLoad(_message.Message):
     CHECKS_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    UNDER_WAY_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
     origin: _builtins.str
     """"scheme://host:port" """
     connections: _builtins.int
@@ -742,6 +745,12 @@ class OriginLoad(_message.Message):
     refused: _builtins.int
     """answers that ask for patience (429, 503)"""
     bytes: _builtins.int
+    under_way: _builtins.int
+    """of `connections`, those that have leave"""
+    serial: _builtins.int
+    """rises with each load of this host for this origin"""
+    heard: _builtins.int
+    """the highest `answers` of the allowances that are in force here; 0: none"""
     def __init__(
         self,
         *,
@@ -751,10 +760,13 @@ class OriginLoad(_message.Message):
         checks: _builtins.int = ...,
         refused: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        under_way: _builtins.int = ...,
+        serial: _builtins.int = ...,
+        heard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "checks", b"checks", "connections", b"connections", "origin", b"origin", "refused", b"refused", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "checks", b"checks", "connections", b"connections", "heard", b"heard", "origin", b"origin", "refused", b"refused", "requests", b"requests", "serial", b"serial", "under_way", b"under_way"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -860,10 +872,13 @@ class Allowance(_message.Message):
     CONNECTIONS_FIELD_NUMBER: _builtins.int
     REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
     BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
     origin: _builtins.str
     connections: _builtins.int
     requests_per_second: _builtins.float
     bytes_per_second: _builtins.float
+    answers: _builtins.int
+    """the serial of the load that this answers"""
     def __init__(
         self,
         *,
@@ -871,10 +886,11 @@ class Allowance(_message.Message):
         connections: _builtins.int | None = ...,
         requests_per_second: _builtins.float | None = ...,
         bytes_per_second: _builtins.float | None = ...,
+        answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_connections", b"_connections", "_requests_per_second", b"_requests_per_second", "bytes_per_second", b"bytes_per_second", "connections", b"connections", "requests_per_second", b"requests_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_connections", b"_connections", "_requests_per_second", b"_requests_per_second", "bytes_per_second", b"bytes_per_second", "connections", b"connections", "origin", b"origin", "requests_per_second", b"requests_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_connections", b"_connections", "_requests_per_second", b"_requests_per_second", "answers", b"answers", "bytes_per_second", b"bytes_per_second", "connections", b"connections", "origin", b"origin", "requests_per_second", b"requests_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bytes_per_second: _TypeAlias = _typing.Literal["bytes_per_second"]  # noqa: Y015
     _WhichOneofArgType__bytes_per_second: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second"]  # noqa: Y015

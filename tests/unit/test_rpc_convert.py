@@ -112,7 +112,9 @@ version_ids = versions().map(lambda version: version.id)
 failures = st.builds(Failed, spans(), host_ids | st.just(ORIGIN), st.sampled_from(FailureReason), texts)
 counts = st.integers(0, 2**40)
 origins = st.sampled_from(["https://s3.amazonaws.com:443", "http://127.0.0.1:9000", "https://[fe80::1]:9000"])
-loads = st.builds(OriginLoad, origins, st.integers(0, 1000), counts, counts, counts, counts)
+loads = st.builds(
+    OriginLoad, origins, st.integers(0, 1000), counts, counts, counts, counts, st.integers(0, 1000), counts, counts
+)
 hellos = st.builds(
     Hello,
     host_ids,
@@ -140,7 +142,7 @@ orders: st.SearchStrategy[SchedulerMessage] = st.one_of(
     st.builds(Seeds, st.lists(seed_hosts, max_size=3).map(tuple)),
     st.builds(Verify, version_ids),
     st.builds(Condemned, version_ids, texts),
-    st.builds(Allowance, origins, st.none() | st.integers(0, 1000), rates, rates),
+    st.builds(Allowance, origins, st.none() | st.integers(0, 1000), rates, rates, counts),
 )
 
 
