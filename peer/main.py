@@ -13,7 +13,7 @@ from aiohttp import web
 
 from p2p.auth import ClusterSecret, is_loopback, require_secret
 from p2p.config import Address
-from p2p.control import Hello
+from p2p.control import Hello, SchedulerMessage, Seeds
 from p2p.daemon import StopSignals, bound, listen, run_daemon
 from p2p.errors import ConfigError, StoreError
 from p2p.tasks import TaskScope
@@ -22,11 +22,14 @@ from p2p.tls import CertificateAuthority
 from peer.download.transfer import Transfers, TransferSettings
 from peer.http import application
 from peer.link import Link, Links
+from peer.proxy.credentials import require_guarded
 from peer.proxy.intercept import require_authority
 from peer.proxy.server import ProxyServer
 from peer.settings import Configuration, load_configuration
 from peer.source.client import OriginClient, OriginSettings
 from peer.source.guard import Resolver
+from peer.source.http import Prober
+from peer.source.remote import Origins, SeedClient
 from peer.store import Store
 from peer.tasks import TaskManager
 from peer.upload.server import PieceServer
@@ -77,6 +80,7 @@ async def _serve(settings: PeerSettings) -> None:
     secret = ClusterSecret.load(settings.cluster_secret_file) if settings.cluster_secret_file else None
     require_secret(secret, settings.proxy.host, settings.pieces.host, settings.http.host)
     configuration = load_configuration(settings.config_file) if settings.config_file else Configuration()
+    require_guarded(configuration.rules, settings.proxy.host, len(configuration.users))
     if not is_loopback(settings.proxy.host) and not configuration.users:
         log.warning(
             "the proxy is open to whoever reaches it; name who may use it in [proxy.users] of --config",
@@ -126,6 +130,14 @@ async def _run(
     resolver = Resolver(configuration.guard)
     transfers = Transfers(TransferSettings(origin=origin), resolver=resolver)
     client = OriginClient(origin, resolver=resolver)
+    seeds = SeedClient(host_id, secret)
+
+    def heard(message: SchedulerMessage) -> None:
+        if isinstance(message, Seeds):
+            seeds.told(message)
+        else:
+            tasks.told(message)
+
     try:
         async with TaskScope() as scope:
             links = Links(
@@ -136,7 +148,7 @@ async def _run(
                         secret,
                         holdings=store.holdings,
                         on_change=lambda: tasks.scheduler_changed(),
-                        on_message=lambda message: tasks.told(message),
+                        on_message=heard,
                     )
                     for address in settings.schedulers
                 ]
@@ -153,6 +165,7 @@ async def _run(
                 rules=configuration.rules,
                 users=configuration.users,
                 authority=authority,
+                origins=Origins(Prober(client), seeds=seeds),
             )
             pieces = PieceServer(store, secret=secret, slots=settings.upload_slots)
             api = web.AppRunner(
@@ -189,6 +202,7 @@ async def _run(
     finally:
         await transfers.close()
         await client.close()
+        await seeds.close()
     log.info("stopped")
 
 

@@ -15,13 +15,14 @@ from typing import TypeVar, cast
 
 from p2p.config import nearest, parse_duration, parse_size
 from p2p.errors import ConfigError
-from peer.core.rules import Action, Errors, Rule, Rules, StaleIfError
+from p2p.stores import Store
+from peer.core.rules import Action, Credentials, Errors, Rule, Rules, StaleIfError
 from peer.proxy.access import Users
 from peer.proxy.server import ProxySettings
 from peer.source.guard import Guard
 
 T = TypeVar("T")
-C = TypeVar("C", Action, StaleIfError, Errors)
+C = TypeVar("C", Action, StaleIfError, Errors, Credentials, Store)
 Read = Callable[[object], T]
 
 MAX_LINE_BYTES = 1024 * 1024
@@ -134,6 +135,8 @@ def _rule(table: _Table, directory: Path) -> Rule:
         prefetch=table.get("prefetch", _flag, False),
         intercept=table.get("intercept", _flag, False),
         ca_file=table.get("ca_file", lambda value: directory / _text(value), None),
+        credentials=table.get("credentials", _choice(Credentials), Credentials.CALLER),
+        store=table.get("store", _choice(Store), None),
     )
     table.done()
     return rule

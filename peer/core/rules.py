@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from p2p.stores import Store
+
 
 class Action(StrEnum):
     """Where a request goes. AUTO: through P2P if the URL is a presigned one of a known store, else straight on."""
@@ -38,6 +40,13 @@ class Errors(StrEnum):
     RESET = "reset"
 
 
+class Credentials(StrEnum):
+    """Whose credentials an origin is asked with: the caller's, or those that the operator gave the seeds."""
+
+    CALLER = "caller"
+    SEED = "seed"
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What is done with the URLs that `pattern` finds. Times in seconds.
@@ -45,6 +54,7 @@ class Rule:
     `revalidate`: how old the origin's last word on a version may be (0: every request asks; infinity: never again).
     `authorize_ttl`: how long the origin's leave is remembered for exactly the credential that got it, never past the
     URL's own expiry. `redirect`: the origin's authority ("host" or "host:port") to ask instead. `tls`: ask by https.
+    `store`: what is asked with the seeds' `credentials`, where neither the host nor a signature tells.
     """
 
     pattern: re.Pattern[str] = re.compile("")
@@ -61,6 +71,8 @@ class Rule:
     prefetch: bool = False
     intercept: bool = False
     ca_file: Path | None = None
+    credentials: Credentials = Credentials.CALLER
+    store: Store | None = None
 
 
 DEFAULT_RULE = Rule()

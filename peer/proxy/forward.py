@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from http import HTTPStatus
 
 import aiohttp
@@ -46,18 +47,22 @@ class Forwarder:
         method: str | None = None,
         extra: Fields = (),
         content: ExpectedDigest | None = None,
+        source: Source | None = None,
     ) -> None:
         """Answer an exchange with what its origin answers; the fields in `extra` replace the origin's.
 
         With `follow` the origin's redirects are followed on the client's behalf. `method` is what the origin is asked
         with, if not with the client's own: a presigned URL binds it, so that a HEAD may have to be answered by a GET.
-        `content` is the digest that the URL names, to be verified. Raises OriginError kinds, BadRequestError and
+        `content` is the digest that the URL names, to be verified. `source` is what is asked instead of the exchange's
+        own URL, with headers of its own. Raises OriginError kinds, BadRequestError and
         DigestMismatchError; ConnectionError when the client is gone.
         """
         method = method or exchange.method
         exchange.step = "forward"
         expected = expected_digest(exchange.method, exchange.fields, content)
-        source = Source(exchange.url, (*for_origin(exchange.fields), *upgrade_fields(exchange.fields), self._via))
+        if source is None:
+            source = Source(exchange.url, (*for_origin(exchange.fields), *upgrade_fields(exchange.fields)))
+        source = replace(source, headers=(*source.headers, self._via))
         if exchange.request.body_exists:
             response = await self._upload(exchange, source)
         elif follow:

@@ -14,7 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
+from p2p.control import Source
+from p2p.digests import ExpectedDigest
 from p2p.errors import DamselflyError, OriginStalledError, OriginUnreachableError
 from p2p.expiry import expires_at
 from p2p.fields import values
@@ -24,7 +27,6 @@ from p2p.versions import passthrough_headers
 from peer.core.freshness import Ledger, Word
 from peer.proxy import metrics
 from peer.proxy.route import Wanted
-from peer.source.http import Prober
 
 log = logger(__name__)
 
@@ -32,6 +34,13 @@ _FAILING = frozenset({500, 502, 503, 504})
 """Refusals that `stale_if_error` covers (RFC 5861 §4)."""
 
 _GONE = frozenset({404, 410})
+
+
+class Prober(Protocol):
+    """Asks origins for one byte; `peer.source.remote.Origins` does."""
+
+    async def probe(self, source: Source, task_id: str, content: ExpectedDigest | None = None) -> Probe:
+        """Return what the origin's answer means for a task."""
 
 
 class Standing(StrEnum):
@@ -110,11 +119,12 @@ class Freshness:
     def _credential(self, wanted: Wanted) -> bytes:
         """Return what stands for the right to read that a caller shows: its URL and all its headers, by value.
 
+        What is asked with the fleet's credentials has none of its caller's: all who may use this proxy share its leave.
         The digest that a request names is part of it, for it makes another question of the same URL.
         """
         url = wanted.source.url.encode("utf-8", "surrogateescape")
         digest = hashlib.blake2b(url, key=self._key, digest_size=32)
-        digest.update(f"\0{wanted.content or ''}".encode())
+        digest.update(f"\0{wanted.content or ''}\0{wanted.source.store or ''}".encode())
         for name, value in wanted.source.headers:
             # Neither a NUL nor a line break can be part of a field.
             digest.update(f"\0{name.lower()}\n{value}".encode("utf-8", "surrogateescape"))

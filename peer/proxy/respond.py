@@ -12,7 +12,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 
-from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.errors import DigestMismatchError, OriginError, StoreError, VersionChangedError
 from p2p.fields import entity_tags, http_date, single, values
@@ -29,7 +28,7 @@ from peer.proxy.freshness import Freshness, Judged, Standing
 from peer.proxy.multipart import coalesced, compose, may_be_split
 from peer.proxy.route import Wanted
 from peer.proxy.signals import wants_prefetch
-from peer.source.fields import Fields, end_to_end
+from peer.source.fields import Fields, across_hosts, end_to_end, for_origin
 
 log = logger(__name__)
 
@@ -99,7 +98,8 @@ class Responder:
         """
         exchange.task_id = wanted.task.id
         # Where this leads may be this peer again: only its name in the request tells it so.
-        wanted = replace(wanted, source=Source(wanted.source.url, (*wanted.source.headers, ("Via", self._via))))
+        headers = (*wanted.source.headers, ("Via", self._via))
+        wanted = replace(wanted, source=replace(wanted.source, headers=headers))
         expected = expected_digest(exchange.method, exchange.fields, wanted.content)
         for restart in range(RESTARTS + 1):
             if await self._attempt(exchange, wanted, expected, anew=restart > 0, last=restart == RESTARTS):
@@ -191,7 +191,12 @@ class Responder:
         extra = (("X-Dragonfly-Task-ID", wanted.task.id), ("X-Cache", Cache.BYPASS))
         # A part cannot be compared with the digest of the whole; only its client can put the parts together.
         content = None if single(exchange.fields, "range") else wanted.content
-        await self._forwarder.forward(exchange, follow=True, method="GET", extra=extra, content=content)
+        source = None
+        if wanted.source.store is not None:
+            # Nothing of the caller's but what it wants to have, and from which version.
+            conditions = across_hosts(for_origin(exchange.fields))
+            source = replace(wanted.source, headers=conditions)
+        await self._forwarder.forward(exchange, follow=True, method="GET", extra=extra, content=content, source=source)
 
     def _fields(self, wanted: Wanted, judged: Judged, probe: Keepable) -> Fields:
         return (

@@ -12,6 +12,7 @@ from p2p.errors import BadRequestError
 from p2p.fields import single, values
 from p2p.identity import Task, identify, parse_filters, recognise
 from peer.core.rules import DEFAULT_RULE, Action, Rule
+from peer.proxy.credentials import STORE, lent_store, named_store, without_signature
 from peer.proxy.signals import USE_P2P, choice
 from peer.source.fields import REPHRASED, Fields, for_pieces
 
@@ -61,9 +62,15 @@ def route(method: str, url: str, fields: Fields, *, has_body: bool, rule: Rule =
     """Return what a request wants through P2P, or None if it is to be forwarded untouched.
 
     `url` is the absolute one that `rule` leads to. Through P2P go GET and HEAD of presigned URLs, unless the rule says
-    otherwise; `X-Dragonfly-Use-P2P` overrules both either way. The rule's filters add to the request's; its tag and
+    otherwise; `X-Dragonfly-Use-P2P` overrules both either way. What is asked with the fleet's credentials goes through
+    P2P, too, and its source holds nothing of the caller's. The rule's filters add to the request's; its tag and
     application hold where the request names none. Raises BadRequestError for a header that cannot be understood.
     """
+    filters = (*parse_filters(value for name in FILTERS for value in values(fields, name)), *rule.filters)
+    tag, application = single(fields, TAG) or rule.tag or "", single(fields, APPLICATION) or rule.application or ""
+    if (lent := _lent(method, url, fields, has_body, rule)) is not None:
+        task = identify(lent.url, filters=filters, tag=tag, application=application, store=lent.store)
+        return Wanted(task, lent, rule)
     chosen = use_p2p(fields)
     if method not in {"GET", "HEAD"} or has_body or chosen is False or _pins_the_request(url, fields):
         return None
@@ -71,13 +78,21 @@ def route(method: str, url: str, fields: Fields, *, has_body: bool, rule: Rule =
         found = recognise(url) if rule.action is Action.AUTO else None
         if found is None or not found.presigned:
             return None
-    task = identify(
-        url,
-        filters=(*parse_filters(value for name in FILTERS for value in values(fields, name)), *rule.filters),
-        tag=single(fields, TAG) or rule.tag or "",
-        application=single(fields, APPLICATION) or rule.application or "",
-    )
+    task = identify(url, filters=filters, tag=tag, application=application)
     return Wanted(task, Source(url, for_pieces(fields)), rule)
+
+
+def _lent(method: str, url: str, fields: Fields, has_body: bool, rule: Rule) -> Source | None:
+    """Return the source of a request that is made with the fleet's credentials; None if the caller's are to be used."""
+    named = named_store(fields) is not None
+    if method not in {"GET", "HEAD"} or has_body:
+        if named:
+            raise BadRequestError(f"{STORE} is for GET and HEAD without a body; {method} is not made for others")
+        return None
+    if not named and (use_p2p(fields) is False or rule.action is Action.DIRECT):
+        return None
+    store = lent_store(url, fields, rule)
+    return Source(without_signature(url, store), (), store) if store is not None else None
 
 
 def use_p2p(fields: Fields) -> bool | None:

@@ -19,17 +19,20 @@ from peer.proxy.access import Users
 from peer.proxy.connect import Connector
 from peer.proxy.connection import require_one_meaning
 from peer.proxy.contract import Tasks
+from peer.proxy.credentials import named_store, require_lendable, wants_listing
 from peer.proxy.exchange import Cache, Exchange, Route
 from peer.proxy.failures import LoopDetectedError, UnexpectedError, fail
 from peer.proxy.forward import Forwarder
 from peer.proxy.freshness import Freshness
 from peer.proxy.intercept import HttpServer, Interceptor, inside_of, require_authority
+from peer.proxy.listing import answer_listing
 from peer.proxy.registry import Manifests, mirror_request, wanted_blob, wants_manifest
 from peer.proxy.respond import Responder
 from peer.proxy.route import names_peer, require_absolute, route, upstream
 from peer.source.client import OriginClient
 from peer.source.fields import Fields
 from peer.source.http import Prober
+from peer.source.remote import Origins
 from peer.source.urls import origin_of
 
 log = logger(__name__)
@@ -62,6 +65,7 @@ class ProxyServer:
 
     `host_id` (a token, RFC 9110 §5.6.2) names this peer in `Via`, whereby it knows a loop. Made in the running loop.
     Clients that are none of `users` are refused, if there are any.
+    `origins` are asked for one byte of what goes through P2P, and for listings (by default by this host alone).
     `authority` signs for hosts whose TLS a rule says to open; ConfigError if such a rule has none.
     """
 
@@ -75,10 +79,12 @@ class ProxyServer:
         rules: Rules | None = None,
         users: Users | None = None,
         authority: CertificateAuthority | None = None,
+        origins: Origins | None = None,
     ) -> None:
         self._settings = settings = settings or ProxySettings()
         self._rules = rules or Rules()
         self._users = users or Users()
+        self._origins = origins = origins or Origins(Prober(client))
         self._host_id = host_id
         self._via = f"1.1 {host_id}"
         self._forwarder = Forwarder(
@@ -87,7 +93,7 @@ class ProxyServer:
             stall_seconds=settings.forward_stall_seconds,
             upgraded_idle_seconds=settings.tunnel_idle_seconds,
         )
-        self._responder = Responder(tasks, Freshness(Prober(client)), self._forwarder, via=self._via)
+        self._responder = Responder(tasks, Freshness(origins), self._forwarder, via=self._via)
         self._manifests = Manifests(
             client, self._forwarder, via=self._via, stall_seconds=settings.forward_stall_seconds
         )
@@ -96,6 +102,7 @@ class ProxyServer:
         self._idle.set()
         self._stopping = False
         self._listener: asyncio.Server | None = None
+        self._host = ""
         self._http = HttpServer(
             self._handle,
             access_log=None,
@@ -119,6 +126,7 @@ class ProxyServer:
 
     async def start(self, listening: socket.socket) -> None:
         """Accept clients on a bound socket, which belongs to this server from now on."""
+        self._host = listening.getsockname()[0]
         self._listener = await asyncio.get_running_loop().create_server(self._http, sock=listening)
 
     async def shutdown(self, grace_seconds: float) -> None:
@@ -201,6 +209,13 @@ class ProxyServer:
         if rule.action is Action.DENY:
             raise DeniedError(f"{origin_of(exchange.target)} is denied by the rule {rule.pattern.pattern!r}")
         exchange.url = upstream(exchange.target, rule)
+        lists = wants_listing(exchange.fields)
+        if named_store(exchange.fields) is not None:
+            require_lendable(self._host, len(self._users))
+        if lists:
+            exchange.route = Route.FORWARD
+            await answer_listing(exchange, self._origins, (("Via", self._via),))
+            return
         if mirrored is not None and wants_manifest(exchange, mirrored, rule):
             exchange.route = Route.FORWARD
             await self._manifests.answer(exchange, mirrored.digest)

@@ -43,7 +43,7 @@ def for_origin(fields: Iterable[tuple[str, str]]) -> Fields:
     return tuple(
         (name, value)
         for name, value in end_to_end(fields)
-        if name.lower() != "host" and not name.lower().startswith("x-dragonfly-")
+        if name.lower() != "host" and not name.lower().startswith(("x-dragonfly-", "x-damselfly-"))
     )
 
 

@@ -1,0 +1,238 @@
+"""Asking origins with the fleet's credentials: by this host where it has some, else by way of a seed (`p2p.hostapi`).
+
+The seeds are asked in an order that every host computes alike from what is asked for (rendezvous hashing), so that the
+questions about one object meet at one seed; the next one is asked where one does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+import aiohttp
+
+from p2p.auth import ClusterSecret, authorization
+from p2p.control import SeedHost, Seeds, Source
+from p2p.digests import ExpectedDigest
+from p2p.errors import BadRequestError, DamselflyError, OriginError, StoppingError, UnauthorizedError
+from p2p.hostapi import (
+    HOST_PURPOSE,
+    JSON_BYTES,
+    PROBE_SECONDS,
+    Listed,
+    Probe,
+    error_from_json,
+    listed_from_json,
+    probe_from_json,
+    source_to_json,
+)
+from p2p.identity import redact
+from p2p.stores import Store
+from p2p.telemetry import logger
+
+log = logger(__name__)
+
+_CONNECT_SECONDS = 2.0
+_STALL_SECONDS = 60.0
+"""How long a seed may be silent within a listing; the store may take its time for a page."""
+
+
+T = TypeVar("T")
+
+
+class UnansweredError(OriginError):
+    """A seed gave no answer that can be understood; another one may."""
+
+
+_SILENT = (UnansweredError, TimeoutError, aiohttp.ClientError, OSError, ValueError)
+
+
+class Signs(Protocol):
+    """Credentials of this host; `peer.source.credentials.Credentials` are some."""
+
+    def covers(self, store: Store, url: str) -> bool:
+        """Tell whether this host can sign requests for `url` in a store's dialect."""
+
+
+class Prober(Protocol):
+    """Asks origins for one byte; `peer.source.http.Prober` does."""
+
+    async def probe(self, source: Source, task_id: str, content: ExpectedDigest | None = None) -> Probe:
+        """Return what the origin's answer means for a task."""
+
+
+class Lister(Protocol):
+    """Lists what is under a prefix, by this host's own credentials."""
+
+    def __call__(self, url: str, store: Store) -> AsyncGenerator[Listed, None]:
+        """Yield every object under the prefix that a plain URL names."""
+
+
+class SeedClient:
+    """Has seeds ask origins. Made inside the running loop; `clock` gives Unix seconds, for the tokens' expiry."""
+
+    def __init__(
+        self,
+        host_id: str,
+        secret: ClusterSecret | None,
+        *,
+        clock: Callable[[], float] = time.time,
+        connect_seconds: float = _CONNECT_SECONDS,
+        stall_seconds: float = _STALL_SECONDS,
+        probe_seconds: float = PROBE_SECONDS,
+    ) -> None:
+        self._host_id = host_id
+        self._secret = secret
+        self._clock = clock
+        self._seeds: tuple[SeedHost, ...] = ()
+        self._probe_seconds = probe_seconds
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=stall_seconds),
+            read_bufsize=JSON_BYTES,
+        )
+
+    def told(self, seeds: Seeds) -> None:
+        """Take which seeds there are; this host itself, if it is one of them, is never asked."""
+        self._seeds = tuple(seed for seed in seeds.hosts if seed.host_id != self._host_id)
+
+    async def probe(self, source: Source, task_id: str) -> Probe:
+        """Return what the origin says to a seed about a task. Raises what the seed did, and OriginError."""
+        request = {"source": source_to_json(source), "task_id": task_id}
+        failure: DamselflyError | None = None
+        for seed in self._in_order(task_id):
+            try:
+                async with asyncio.timeout(self._probe_seconds), self._asking(seed, "/v1/probe", request) as answer:
+                    return _understood(probe_from_json, await _whole(answer))
+            except _SILENT as error:
+                failure = _unanswered(seed, error)
+                log.warning("asking another seed", seed=seed.host_id, task=task_id, failure=str(failure))
+        raise failure or no_seed(source.url)
+
+    async def listing(self, url: str, store: Store) -> AsyncGenerator[Listed, None]:
+        """Yield what a seed finds under the prefix that a plain URL names.
+
+        Once the first entry is there no other seed is asked. Raises what the seed did, and OriginError.
+        """
+        request = {"url": url, "store": store.value}
+        failure: DamselflyError | None = None
+        for seed in self._in_order(url):
+            begun = False
+            try:
+                async with self._asking(seed, "/v1/list", request) as answer:
+                    async for line in answer.content:
+                        entry = _understood(_entry, line)
+                        if isinstance(entry, DamselflyError):
+                            raise entry
+                        begun = True
+                        yield entry
+            except _SILENT as error:
+                failure = _unanswered(seed, error)
+                if begun:
+                    raise failure from None
+            else:
+                return
+            log.warning("asking another seed", seed=seed.host_id, failure=str(failure))
+        raise failure or no_seed(url)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    def _in_order(self, key: str) -> list[SeedHost]:
+        def weight(seed: SeedHost) -> bytes:
+            return hashlib.blake2b(f"{seed.host_id}\0{key}".encode("utf-8", "surrogateescape")).digest()
+
+        return sorted(self._seeds, key=weight)
+
+    @asynccontextmanager
+    async def _asking(self, seed: SeedHost, path: str, request: object) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request and give its answer, if it is a 200. Raises what the seed says, and UnansweredError."""
+        token = self._secret.sign(HOST_PURPOSE, self._host_id, now=self._clock()) if self._secret else None
+        headers = {"Authorization": authorization(token)} if token else {}
+        async with self._session.post(f"http://{seed.address}{path}", json=request, headers=headers) as answer:
+            if answer.status == 200:
+                yield answer
+                return
+            try:
+                told = json.loads(await _whole(answer))
+            except ValueError:
+                raise UnansweredError(f"it answered {answer.status}") from None
+            error = error_from_json(told)
+            # These are about the seed, and not about what it was asked for.
+            raise UnansweredError(str(error)) if isinstance(error, StoppingError | UnauthorizedError) else error
+
+
+class Origins:
+    """What the proxy asks origins: for one byte, or for the names under a prefix."""
+
+    def __init__(
+        self, prober: Prober, lister: Lister | None = None, seeds: SeedClient | None = None, signs: Signs | None = None
+    ) -> None:
+        self._prober = prober
+        self._lister = lister
+        self._seeds = seeds
+        self._signs = signs
+
+    async def probe(self, source: Source, task_id: str, content: ExpectedDigest | None = None) -> Probe:
+        """Return what the origin says about a task: to its caller, or to the fleet where the source names a store.
+
+        `content` is the digest that the request names. Raises OriginError kinds and BadRequestError.
+        """
+        if self.reaches(source):
+            return await self._prober.probe(source, task_id, content)
+        if self._seeds is None:
+            raise no_seed(source.url)
+        return await self._seeds.probe(source, task_id)
+
+    def listing(self, url: str, store: Store) -> AsyncGenerator[Listed, None]:
+        """Yield every object under the prefix that a plain URL names. Raises as `probe` does."""
+        if self._lister is not None and self.reaches(Source(url, (), store)):
+            return self._lister(url, store)
+        if self._seeds is None:
+            raise no_seed(url)
+        return self._seeds.listing(url, store)
+
+    def reaches(self, source: Source) -> bool:
+        """Tell whether this host can ask the origin by itself."""
+        if source.store in (None, Store.HTTP):
+            return True
+        return self._signs is not None and self._signs.covers(source.store, source.url)
+
+
+def _entry(told: object) -> Listed | DamselflyError:
+    """Return an entry of a listing, or the error that ends it."""
+    return error_from_json(told) if isinstance(told, dict) and "error" in told else listed_from_json(told)
+
+
+def _understood(read: Callable[[object], T], text: bytes) -> T:
+    try:
+        return read(json.loads(text))
+    except BadRequestError as error:
+        raise UnansweredError(f"its answer cannot be understood: {error}") from None
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > JSON_BYTES:
+            raise UnansweredError(f"it answered more than {JSON_BYTES} bytes")
+    return bytes(body)
+
+
+def _unanswered(seed: SeedHost, error: Exception) -> OriginError:
+    reason = str(error) if isinstance(error, DamselflyError) else type(error).__name__
+    return OriginError(f"seed {seed.host_id} at {seed.address} did not answer: {reason}")
+
+
+def no_seed(url: str) -> OriginError:
+    """Return the error for what neither this host nor any seed can ask for."""
+    return OriginError(
+        f"no seed peer can be asked for {redact(url)}: give this peer --cloud-credentials, or start a seed "
+        "(damselfly peer --seed)"
+    )
