@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import socket
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.tls import CertificateAuthority
 from peer.download.transfer import Transfers, TransferSettings
+from peer.fetches import Fetches
+from peer.hostapi import HostApi
 from peer.http import application
 from peer.link import Link, Links
 from peer.proxy.credentials import require_guarded
@@ -29,6 +32,7 @@ from peer.settings import Configuration, load_configuration
 from peer.source.client import OriginClient, OriginSettings
 from peer.source.guard import Resolver
 from peer.source.http import Prober
+from peer.source.listing import list_objects
 from peer.source.remote import Origins, SeedClient
 from peer.store import Store
 from peer.tasks import TaskManager
@@ -167,7 +171,15 @@ async def _run(
                 authority=authority,
                 origins=Origins(Prober(client), seeds=seeds),
             )
-            pieces = PieceServer(store, secret=secret, slots=settings.upload_slots)
+            host_api = HostApi(
+                prober=Prober(client),
+                lister=partial(list_objects, client),
+                fetches=Fetches(tasks, store, scope),
+                tasks=tasks,
+                store=store,
+                secret=secret,
+            )
+            pieces = PieceServer(store, secret=secret, slots=settings.upload_slots, api=host_api)
             api = web.AppRunner(
                 application(
                     tasks,

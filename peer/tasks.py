@@ -165,7 +165,7 @@ class TaskManager:
         self._tallies: OrderedDict[str, Tally] = OrderedDict()
         self._duties: asyncio.Queue[Assignment] = asyncio.Queue()
         self._demand = Demand()
-        self._prefetcher = Prefetcher(scope, self._demand, claim=store.entry, read=self._background)
+        self._prefetcher = Prefetcher(scope, self._demand, claim=store.entry, read=self.bring)
         self._digests = ObjectDigests(scope, disown=self._disown)
         self._stopping = False
         self._scheduler_lost_at = -inf
@@ -289,7 +289,8 @@ class TaskManager:
         if self._stopping:
             raise StoppingError("this peer is shutting down")
 
-    async def _background(self, entry: Entry, wanted: ByteRange, source: Source) -> Reader:
+    async def bring(self, entry: Entry, wanted: ByteRange, source: Source) -> Reader:
+        """Return a reader that takes over one reference to the entry, and does not count as a client that waits."""
         return await self._reader(entry, wanted, source, None)
 
     async def _disown(self, version_id: str) -> None:

@@ -71,6 +71,13 @@ class Held(Protocol):
         """End the reference."""
 
 
+class HostApi(Protocol):
+    """The other requests of the cluster's members; `peer.hostapi.HostApi` answers them."""
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse | None:
+        """Return the answer to a request, None if it is nothing that is known."""
+
+
 class Holder(Protocol):
     """What the piece server needs of the store."""
 
@@ -79,7 +86,10 @@ class Holder(Protocol):
 
 
 class PieceServer:
-    """Serves pieces, to at most `slots` children at once; `clock` gives Unix seconds, for the tokens' expiry."""
+    """Serves pieces, to at most `slots` children at once; `clock` gives Unix seconds, for the tokens' expiry.
+
+    `api` answers what is not about pieces.
+    """
 
     def __init__(
         self,
@@ -89,12 +99,14 @@ class PieceServer:
         slots: int,
         stall_seconds: float = STALL_SECONDS,
         clock: Callable[[], float] = time.time,
+        api: HostApi | None = None,
     ) -> None:
         self._store = store
         self._secret = secret
         self._slots = slots
         self._stall_seconds = stall_seconds
         self._clock = clock
+        self._api = api
         self._used = 0
         self._busy: set[web.RequestHandler] = set()
         self._idle = asyncio.Event()
@@ -139,7 +151,9 @@ class PieceServer:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = _PATH.fullmatch(request.path)
         if path is None:
-            raise _RefusalError(404, "there is nothing here but /v1/pieces/{version_id}")
+            if self._api is not None and (answer := await self._api.answer(request)) is not None:
+                return answer
+            raise _RefusalError(404, "there is nothing here but /v1/pieces/{version_id} and the API of hosts")
         if request.method != "GET":
             raise _RefusalError(405, "pieces are read with GET", Allow="GET")
         version_id = path.group(1)
