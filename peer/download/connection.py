@@ -1,4 +1,4 @@
-"""One blocking HTTP/1.1 connection for a worker thread, and the pool of the idle ones.
+"""One blocking HTTP/1.1 connection for a worker thread.
 
 Blocking, because a thread that reads, hashes and writes 256 KiB at a time, each step without the GIL and the bytes
 still in the CPU's cache, costs less than anything that hands buffers over to the event loop and back. The request is
@@ -7,7 +7,6 @@ written octet by octet; the answer's head and framing are `http.client`'s.
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import io
 import select
@@ -18,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,12 +108,40 @@ class Pace:
         return enough
 
 
+@dataclass(slots=True)
+class Progress:
+    """How an exchange is getting on; its thread writes it, and others may look. Times are monotonic seconds.
+
+    Only waiting for the other side counts as its time: a slow disk on this one is no stall. `waiting_since` is
+    infinity while nothing is waited for; `first_byte` is how long the answer took to begin, -1 before it has.
+    `longest_gap` and `waited` are those within the answer, `address` is where the connection leads to.
+    """
+
+    waiting_since: float = inf
+    first_byte: float = -1.0
+    longest_gap: float = 0.0
+    waited: float = 0.0
+    received: int = 0
+    address: Any = None
+
+    def got(self, count: int, now: float) -> None:
+        """Take note of `count` bytes that end the waiting."""
+        gap, self.waiting_since = now - self.waiting_since, inf
+        if self.first_byte < 0:
+            self.first_byte = gap
+        else:
+            self.longest_gap = max(self.longest_gap, gap)
+            self.waited += gap
+        self.received += count
+
+
 class _Incoming(io.RawIOBase):
     """The receiving half of a socket during one exchange. `makefile` makes it a socket in the eyes of HTTPResponse."""
 
-    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+    def __init__(self, sock: socket.socket, limits: Limits, progress: Progress) -> None:
         self._socket = sock
         self._limits = limits
+        self._progress = progress
         self.received = 0
         self.expect_body()
 
@@ -128,9 +156,13 @@ class _Incoming(io.RawIOBase):
         self._pace = Pace(self._limits, now=time.monotonic())
 
     def readinto(self, buffer: Any) -> int:
+        # The wait for the answer began when its request was sent.
+        self._progress.waiting_since = min(self._progress.waiting_since, time.monotonic())
         count = self._socket.recv_into(buffer)
+        now = time.monotonic()
         self.received += count
-        if count and not self._pace.note(count, now=time.monotonic()):
+        self._progress.got(count, now)
+        if count and not self._pace.note(count, now=now):
             raise StalledError(f"less than {self._limits.floor_bytes_per_second:g} bytes a second came")
         return count
 
@@ -142,26 +174,34 @@ class Connection:
         self.endpoint = endpoint
         self.idle_since = 0.0
         self.reusable = False
+        self.address: Any = None
+        """Where it leads to, or is about to."""
+        self.unreachable: list[Any] = []
+        """The addresses that could not be connected to."""
         self._limits = limits
         self._tls = tls
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._aborted = False
+        self._aborted = threading.Event()
 
-    def ask(self, addresses: Sequence[AddressInfo], head: bytes) -> Answer:
+    def ask(self, addresses: Sequence[AddressInfo], head: bytes, progress: Progress | None = None) -> Answer:
         """Send a request and return its answer, the head read and the body not; blocks.
 
         `addresses` are the endpoint's; a connection that is open does not need them. Raises ExchangeError kinds.
         """
+        progress = Progress() if progress is None else progress
+        progress.waiting_since = time.monotonic()
         kept = self._socket is not None
         self.reusable = False
         if not kept:
             self._connect(addresses)
         _CONNECTIONS.labels("kept" if kept else "fresh").inc()
         assert self._socket is not None
-        incoming = _Incoming(self._socket, self._limits)
+        progress.address = self.address
+        incoming = _Incoming(self._socket, self._limits, progress)
         try:
             with self.errors():
+                progress.waiting_since = time.monotonic()
                 self._socket.sendall(head)
                 response = http.client.HTTPResponse(cast(socket.socket, incoming), method="GET")
                 response.begin()
@@ -175,11 +215,14 @@ class Connection:
     def _connect(self, addresses: Sequence[AddressInfo]) -> None:
         deadline = time.monotonic() + self._limits.connect_seconds
         reason = "its name has no address"
-        for family, kind, protocol, _, address in addresses:
+        for number, (family, kind, protocol, _, address) in enumerate(addresses):
             sock = socket.socket(family, kind, protocol)
             self._attach(sock)
+            self.address = address
             try:
-                sock.settimeout(max(0.001, deadline - time.monotonic()))
+                # A dead address takes its own share of the time only.
+                left = deadline - time.monotonic()
+                sock.settimeout(max(0.001, left / (len(addresses) - number)))
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls is not None:
@@ -192,6 +235,7 @@ class Connection:
                 sock.settimeout(self._limits.stall_seconds)
             except (OSError, ValueError) as error:  # ValueError: a name that cannot be in a certificate
                 self.close()
+                self.unreachable.append(address)
                 reason = _reason(error)
             else:
                 return
@@ -201,12 +245,17 @@ class Connection:
     def _attach(self, sock: socket.socket) -> None:
         with self._lock:
             self._socket = sock
-        if self._aborted:
+        if self._aborted.is_set():
             self.close()
         self._check_aborted()
 
+    def pause(self, seconds: float) -> None:
+        """Read nothing for so long; blocks. Raises AbortedError as soon as `abort` is called."""
+        self._aborted.wait(seconds)
+        self._check_aborted()
+
     def _check_aborted(self) -> None:
-        if self._aborted:
+        if self._aborted.is_set():
             raise AbortedError("aborted")
 
     @contextmanager
@@ -233,7 +282,7 @@ class Connection:
     def abort(self) -> None:
         """End whatever a thread is waiting for on this connection, now and later; from any thread."""
         with self._lock:
-            self._aborted = True
+            self._aborted.set()
             if self._socket is not None:
                 with suppress(OSError):
                     # Not SSLSocket's own: that would take the TLS state away under the thread that is using it.
@@ -255,12 +304,38 @@ class Answer:
         self.headers = tuple(response.getheaders())
         self._connection = connection
         self._response = response
+        self._failure: ExchangeError | None = None
 
-    def read_exactly(self, view: memoryview) -> None:
-        """Fill `view` with the next bytes of the body; blocks. Raises ExchangeError kinds, also when the body ends."""
-        with self._connection.errors():
-            if self._response.readinto(view) < len(view):
-                raise BrokenError("the answer ended early")
+    def read(self, view: memoryview) -> int:
+        """Fill `view` with the next bytes of the body and return how many came; blocks.
+
+        Fewer than asked for come only before what broke the exchange off: that is raised by the next call, and by this
+        one if nothing came. Raises ExchangeError kinds, also when the body ends.
+        """
+        if self._failure is not None:
+            raise self._failure
+        filled = 0
+        try:
+            with self._connection.errors():
+                while filled < len(view):
+                    filled += self._read_some(view[filled:])
+        except ExchangeError as error:
+            if not filled:
+                raise
+            self._failure = error
+        return filled
+
+    def _read_some(self, view: memoryview) -> int:
+        response = self._response
+        if not response.length:
+            count = response.readinto(view)  # chunks, or up to the end of the connection
+        else:
+            # Its own `readinto` would lose what had come when the connection broke.
+            count = response.fp.readinto1(view[: response.length])
+            response.length -= count
+        if not count:
+            raise BrokenError("the answer ended early")
+        return count
 
     def skip(self) -> None:
         """Read the rest of a short body and forget it; a long one costs the connection instead."""
@@ -274,62 +349,6 @@ class Answer:
         # Chunks have no length; the last of them may be unread.
         self._connection.reusable = self._response.length == 0 and not self._response.will_close
         self._response.close()
-
-
-class ConnectionPool:
-    """Idle connections, bounded in number and age. Belongs to the event loop."""
-
-    def __init__(self, *, per_endpoint: int, total: int, idle_seconds: float) -> None:
-        self._per_endpoint = per_endpoint
-        self._total = total
-        self._idle_seconds = idle_seconds
-        self._idle: list[Connection] = []  # the one that has been idle for longest first
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self._idle)
-
-    def take(self, endpoint: Endpoint) -> Connection | None:
-        """Return the connection to `endpoint` that was used last, unless the other side has ended it."""
-        for connection in reversed(self._idle):
-            if connection.endpoint == endpoint:
-                self._idle.remove(connection)
-                if connection.is_quiet():
-                    return connection
-                connection.close()
-        return None
-
-    def give(self, connection: Connection) -> None:
-        """Keep a connection for the next exchange; too many cost the one that has been idle for longest."""
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
-        self._idle.append(connection)
-        siblings = [other for other in self._idle if other.endpoint == connection.endpoint]
-        if len(siblings) > self._per_endpoint:
-            self._drop(siblings[0])
-        if len(self._idle) > self._total:
-            self._drop(self._idle[0])
-        if self._timer is None:
-            self._timer = loop.call_later(self._idle_seconds, self._sweep, loop)
-
-    def close(self) -> None:
-        """Close every idle connection."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._idle:
-            self._drop(self._idle[0])
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        while self._idle and self._idle[0].idle_since + self._idle_seconds <= loop.time():
-            self._drop(self._idle[0])
-        if self._idle:
-            self._timer = loop.call_at(self._idle[0].idle_since + self._idle_seconds, self._sweep, loop)
-
-    def _drop(self, connection: Connection) -> None:
-        self._idle.remove(connection)
-        connection.close()
 
 
 def _reason(error: Exception) -> str:

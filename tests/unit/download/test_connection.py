@@ -8,8 +8,9 @@ import socket
 import pytest
 
 from p2p.errors import BadRequestError
-from peer.download.connection import Connection, ConnectionPool, Endpoint, Limits, Pace
+from peer.download.connection import Connection, Endpoint, Limits, Pace
 from peer.download.origin import endpoint_of, request_head
+from peer.download.pool import ConnectionPool
 
 LIMITS = Limits(connect_seconds=10, stall_seconds=10, floor_bytes_per_second=100)
 
