@@ -19,6 +19,7 @@ from scheduler.core.messages import (
     Command,
     Disconnect,
     Event,
+    ForgetDigests,
     HostJoined,
     HostLeft,
     Journal,
@@ -189,6 +190,8 @@ class Driver:
                 scope.spawn(self._read_journal(version_id), name=f"journal of {version_id}")
             case Journal(version_id, digests):
                 self._journal.record(version_id, digests)
+            case ForgetDigests(version_id):
+                self._journal.forget(version_id)
             case Suspect():
                 _SUSPECTS.inc()
                 log.warning(

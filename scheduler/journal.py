@@ -89,6 +89,10 @@ class Journal:
         """Record digests, by piece, soon; a failure is logged and counted."""
         self._thread.submit(self._record, version_id, dict(digests)).add_done_callback(_recorded)
 
+    def forget(self, version_id: str) -> None:
+        """Strike a version's digests, soon; a failure is logged and counted."""
+        self._thread.submit(self._forget, version_id).add_done_callback(_recorded)
+
     async def close(self) -> None:
         """Finish what was recorded and close the file."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
@@ -107,6 +111,10 @@ class Journal:
                 "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)",
                 [(version_id, piece, digest) for piece, digest in digests.items()],
             )
+
+    def _forget(self, version_id: str) -> None:
+        with self._database:
+            self._database.execute("DELETE FROM digests WHERE version_id = ?", (version_id,))
 
 
 def _recorded(done: Future[None]) -> None:

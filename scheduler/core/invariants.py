@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from scheduler.core import assign
+from scheduler.core import assign, integrity
 from scheduler.core.model import Flight, Peer, State, Swarm
 
 
@@ -14,6 +14,7 @@ def check(state: State, *, now: float) -> None:
     for swarm in state.swarms.values():
         _check_tallies(swarm)
         _check_flights(swarm)
+        _check_integrity(state, swarm)
         for peer in swarm.peers.values():
             _check_peer(state, swarm, peer)
         if swarm.journal_read and swarm.id not in state.dirty and not _timer_due(state, now):
@@ -73,6 +74,23 @@ def _check_flights(swarm: Swarm) -> None:
             assert index in peer.missing, "a host fetches from another what it does not want"
             assert index in swarm.peers[flight.parent_id].sound, "assigned to a parent that lacks the piece"
         assert peer.from_origin == origin
+
+
+def _check_integrity(state: State, swarm: Swarm) -> None:
+    for host_id in swarm.condemned:
+        peer = swarm.peers[host_id]
+        assert not peer.held, "a condemned copy is still counted"
+        assert not peer.missing, "a host is to fetch what it is yet to drop"
+        assert not peer.flights, "a host fetches what it is yet to drop"
+    assert set(swarm.checkers) <= set(swarm.peers), "a host that is gone may be elected"
+    if swarm.id in state.dirty:
+        return
+    verifier = swarm.peers.get(swarm.verifier or "")
+    if swarm.verifier is not None:
+        assert not swarm.sound, "what is known to be sound is verified"
+        assert integrity.able(swarm, verifier), "the verifier is not going to have all bytes"
+    elif not swarm.sound:
+        assert not any(integrity.able(swarm, swarm.peers[host_id]) for host_id in swarm.checkers), "nobody verifies"
 
 
 def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:

@@ -155,6 +155,13 @@ class Journal:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetDigests:
+    """Strike the digests of a version from the journal: they are of wrong bytes."""
+
+    version_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Suspect:
     """A host's copy of a piece contradicts what is known: it is not used. For the log and a metric."""
 
@@ -172,4 +179,4 @@ class Disconnect:
     reason: str
 
 
-Command = Send | ReadJournal | Journal | Suspect | Disconnect
+Command = Send | ReadJournal | Journal | ForgetDigests | Suspect | Disconnect

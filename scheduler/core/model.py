@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
+from p2p.checksums import Strikes
 from p2p.control import ORIGIN, Hello, Source
 from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.versions import Version
@@ -172,13 +173,23 @@ class Swarm:
         """Hosts with room for which the last pass found nothing."""
         self.origin_pending = False
         """Whether the next pass may have something to assign from the origin."""
+        self.checkers: dict[str, None] = {}
+        """Hosts that know a checksum of the version which takes a pass over all bytes to compare."""
+        self.verifier: str | None = None
+        """The one of them that makes the pass."""
+        self.sound = False
+        """Whether a host has found the version to be the origin's."""
+        self.condemned: dict[str, None] = {}
+        """Hosts that were told to drop the version, and have not said yet that they did."""
+        self.begun_anew = False
+        """Whether it was condemned, so that digests of before must not come back from the journal."""
         self._unassigned = Bitmap(self.size)
         self._unassigned_stale = False
 
     @property
     def idle(self) -> bool:
-        """Whether nobody holds, wants or fetches anything of this version."""
-        return not any(peer.held or peer.missing or peer.flights for peer in self.peers.values())
+        """Whether nobody holds, wants or fetches anything of this version, or is yet to drop it."""
+        return not self.condemned and not any(peer.held or peer.missing or peer.flights for peer in self.peers.values())
 
     def peer(self, host: Host) -> Peer:
         """Return the host's peer, which is made if there is none."""
@@ -308,6 +319,8 @@ class State:
         self.timers: list[tuple[float, int, str, str]] = []
         self.began: float | None = None
         """When the first event came."""
+        self.strikes = Strikes()
+        """Versions whose bytes turned out wrong."""
         self._timers_set = 0
 
     def swarm(self, version: Version) -> tuple[Swarm, bool]:

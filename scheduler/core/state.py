@@ -12,7 +12,7 @@ from itertools import islice
 from random import Random
 
 from p2p.control import ORIGIN, Assignment, Part, SeedHost, Seeds, Source
-from scheduler.core import assign, transitions
+from scheduler.core import assign, integrity, transitions
 from scheduler.core.assign import Choice
 from scheduler.core.invariants import check
 from scheduler.core.messages import (
@@ -171,16 +171,21 @@ class SchedulerCore:
         state = self._state
         match event:
             case Announced():
-                return transitions.announced(state, host, event.holdings.holdings)
-            case Wanted():
-                return transitions.wanted(state, host, event.want)
+                return transitions.announced(state, host, event.holdings.holdings, now)
+            case DroppedPieces():
+                transitions.dropped(state, host, event.dropped)
+            case _ if integrity.stale(state, host, _version_id(event)):
+                pass
+            case Wanted(want=want):
+                refusal = integrity.refused(state, host, want.version.id, now)
+                return refusal or transitions.wanted(state, host, want)
             case Progressed():
                 return transitions.progressed(state, host, event.progress, now)
             case Unwanted():
                 transitions.unwanted(state, host, event.unwant.version_id)
-            case DroppedPieces():
-                transitions.dropped(state, host, event.dropped)
-            case Judged() | UsedOrigins():
+            case Judged():
+                return integrity.judged(state, host, event.verdict, now)
+            case UsedOrigins():
                 pass
         return []
 
@@ -192,7 +197,9 @@ class SchedulerCore:
             swarm = self._state.swarms[version_id]
             if swarm.idle:
                 self._state.drop(swarm)
-            elif swarm.journal_read:
+                continue
+            commands += integrity.elect(swarm)
+            if swarm.journal_read:
                 commands += self._pass(swarm, now)
         self._state.dirty.clear()
         return commands
@@ -229,6 +236,20 @@ class SchedulerCore:
         flight = Flight(swarm, child, parent, choice.source, set(choice.span), choice.span, now)
         state.start(flight, now)
         return flight
+
+
+def _version_id(event: Wanted | Progressed | Unwanted | Judged | UsedOrigins) -> str:
+    match event:
+        case Wanted(want=want):
+            return want.version.id
+        case Progressed(progress=progress):
+            return progress.version_id
+        case Unwanted(unwant=unwant):
+            return unwant.version_id
+        case Judged(verdict=verdict):
+            return verdict.version_id
+        case UsedOrigins():
+            return ""
 
 
 def _assignments(swarm: Swarm, flights: list[Flight]) -> list[Command]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Hello, Holding, Landed, Progress, Want
 from p2p.pieces import Bitmap, PieceLayout, Span
+from scheduler.core import integrity
 from scheduler.core.messages import Command, Journal, JournalRead, ReadJournal, Suspect
 from scheduler.core.model import Backoff, Flight, Host, Peer, State, Swarm
 
@@ -57,13 +58,15 @@ def host_left(state: State, host_id: str) -> None:
             swarm.lose(peer, index)
         swarm.unwant(peer)
         del swarm.peers[host_id]
+        for hosts in (swarm.checkers, swarm.condemned):
+            hosts.pop(host_id, None)
         swarm.open.pop(host_id, None)
         for other in swarm.peers.values():
             other.avoid.pop(host_id, None)
         state.touch(swarm)
 
 
-def announced(state: State, host: Host, holdings: Iterable[Holding]) -> list[Command]:
+def announced(state: State, host: Host, holdings: Iterable[Holding], now: float) -> list[Command]:
     """Note what a host says it holds, and on its own word which digests."""
     for holding in holdings:
         size = PieceLayout.of(holding.version.length).count
@@ -74,6 +77,9 @@ def announced(state: State, host: Host, holdings: Iterable[Holding]) -> list[Com
         swarm, made = state.swarm(holding.version)
         if made:
             commands.append(ReadJournal(swarm.id))
+        commands += integrity.returned(state, host, swarm, now)
+        if integrity.stale(state, host, swarm.id):
+            continue
         peer = swarm.peer(host)
         settled: dict[int, bytes] = {}
         for index, digest in zip(holding.bitmap, holding.digests, strict=True):
@@ -99,7 +105,10 @@ def wanted(state: State, host: Host, want: Want) -> list[Command]:
     swarm, made = state.swarm(want.version)
     peer = swarm.peer(host)
     pieces = Bitmap(swarm.size, want.spans)
-    peer.cold = bool(pieces - swarm.tradeable)
+    if want.spans:
+        peer.cold = bool(pieces - swarm.tradeable)
+    if want.checksum:
+        swarm.checkers[host.id] = None
     swarm.want(peer, pieces)
     if want.source is not None and peer.missing:
         # The host has just proved to itself that this works.
@@ -116,6 +125,8 @@ def unwanted(state: State, host: Host, version_id: str) -> None:
     if swarm is None or peer is None:
         return
     swarm.unwant(peer)
+    if len(peer.held) < swarm.size:
+        swarm.checkers.pop(host.id, None)
     for index, flight in tuple(peer.flights.items()):
         if flight.parent is not None or not host.hello.seed:
             state.stop(flight, index)
@@ -154,6 +165,7 @@ def dropped(state: State, host: Host, message: Dropped) -> None:
     if swarm is None or peer is None:
         return
     _check_spans(swarm.id, swarm.size, message.spans)
+    integrity.obeyed(state, host, message)
     spans = message.spans or swarm.layout.everything()
     for index in Bitmap(swarm.size, spans) & peer.held:
         swarm.lose(peer, index)
@@ -169,10 +181,10 @@ def journal_read(state: State, event: JournalRead) -> list[Command]:
     if swarm is None:
         return commands
     swarm.journal_read = True
-    if event.digests and state.began is not None:
+    if event.digests and not swarm.begun_anew and state.began is not None:
         swarm.origin_from = state.began + state.limits.settle
     for index, digest in event.digests.items():
-        if index < swarm.size:
+        if index < swarm.size and not swarm.begun_anew:
             liars = swarm.digests.recall(index, digest)
             _settled(state, swarm, index, liars, {}, commands)
     swarm.origin_pending = True

@@ -21,6 +21,7 @@ from p2p.control import (
     Part,
     Progress,
     Unwant,
+    Verdict,
     Want,
 )
 from p2p.pieces import Span
@@ -34,6 +35,7 @@ from scheduler.core.messages import (
     HostLeft,
     Journal,
     JournalRead,
+    Judged,
     Progressed,
     ReadJournal,
     Send,
@@ -150,6 +152,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         host, version, part = self.parts.pop(data.draw(st.integers(0, len(self.parts) - 1)))
         failed = tuple(Failed(Span(index, index + 1), part.parent_id, reason) for index in part.span)
         self.do(Progressed(host, Progress(version.id, (), failed)))
+
+    @rule(host=HOSTS, version=VERSIONS)
+    def want_to_compare(self, host: str, version: Version) -> None:
+        self.do(Wanted(host, Want(version, everything(version), source_of(host), "md5:" + "0" * 32)))
+
+    @rule(host=HOSTS, version=VERSIONS, sound=st.sampled_from([True, True, False]))
+    def judge(self, host: str, version: Version, sound: bool) -> None:
+        self.do(Judged(host, Verdict(version.id, sound)))
+
+    @rule(host=HOSTS, version=VERSIONS)
+    def drop_all(self, host: str, version: Version) -> None:
+        self.do(DroppedPieces(host, Dropped(version.id)))
 
     @precondition(lambda self: self.unread)
     @rule(known=st.booleans())

@@ -26,6 +26,7 @@ from scheduler.core.messages import (
     Announced,
     Command,
     Event,
+    ForgetDigests,
     HostJoined,
     Journal,
     JournalRead,
@@ -96,6 +97,8 @@ class Fleet:
                     queue.append(JournalRead(command.version_id, self.journal.get(command.version_id, {})))
                 elif isinstance(command, Journal):
                     self.journal.setdefault(command.version_id, {}).update(command.digests)
+                elif isinstance(command, ForgetDigests):
+                    self.journal.pop(command.version_id, None)
                 elif isinstance(command, Send):
                     self._sent(command)
             self.core.check_invariants()
