@@ -59,8 +59,9 @@ class OriginRefusedError(OriginError):
 
 
 class CredentialsError(OriginError):
-    """The credentials for an origin cannot be had, or it refuses them; `status` is what a client is told (502, or the
-    origin's own 401 or 403). The text names the prefix or the chain that they came from, never the secret.
+    """The credentials for an origin cannot be had, or it refuses them; the text names where they came from.
+
+    `status` is what a client is told: 502, or the origin's own 401 or 403.
     """
 
     def __init__(self, text: str, status: int = 502) -> None:
