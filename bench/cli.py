@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import origin
+from bench import back_source, origin
+from bench.back_source_report import Result as OriginResult
+from bench.back_source_report import summarise as summarise_origin
 from bench.ground import EXTERNAL, ExternalGround, embedded_ground
 from bench.hits import Result, measure
 from bench.proxy import Result as ProxyResult
@@ -96,6 +98,29 @@ def proxy(
     typer.echo(f"wrote {json}")
 
 
+@app.command("origin")
+def back_to_source(
+    origin_profile: Annotated[str, typer.Option(help="How fast the origin is: gateway, s3 or unlimited.")] = "s3",
+    size: Annotated[str, typer.Option(help="Size of each object, as 4GiB.")] = "4GiB",
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds; the figures are medians.")] = 3,
+    json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench-origin.json"),
+) -> None:
+    """Read fresh objects from one origin: by seeds, also while it fails, by plain connections, curl and s5cmd."""
+    with _told_to_the_user(), Console(stderr=True).status("starting") as status:
+        profile = origin.profile_named(origin_profile).name
+        if parse_size(size) < back_source.LEAST_BYTES:
+            raise ConfigError(f"--size {size}: too small to time; take {back_source.LEAST_BYTES} bytes or more")
+        samples = back_source.measure(profile, size=parse_size(size), rounds=rounds, progress=status.update)
+        missing = [name for name in back_source.NAMES if name not in {sample.name for sample in samples}]
+        result = summarise_origin(samples, profile=profile, wall_seconds=back_source.WALL_SECONDS, missing=missing)
+    _print_origin(result)
+    write_json(json, result.figures())
+    typer.echo(f"wrote {json}")
+    if not result.digest_ok:
+        typer.echo("error: a seed holds wrong bytes", err=True)
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _told_to_the_user() -> Iterator[None]:
     """End with a line that says why, and a status (2 for a setting that cannot work), and on SIGTERM in good order."""
@@ -133,6 +158,69 @@ def _print_proxies(result: ProxyResult) -> None:
     for name in result.missing:
         table.add_row(name, "not installed")
     Console().print(table)
+
+
+def _print_origin(result: OriginResult) -> None:
+    console = Console()
+    table = Table(
+        title=f"Going to the origin for {_shown(result.object_bytes)}, profile {result.profile} "
+        f"({'median of ' if result.rounds > 1 else ''}{result.rounds})",
+        box=None,
+        collapse_padding=True,
+    )
+    table.add_column("read by", no_wrap=True)
+    for heading in (
+        "seconds",
+        "min-max",
+        "GB/s",
+        "of\nceiling",
+        "copies",
+        "requests\n+ checks",
+        "503s",
+        "stalls",
+        "CPU-s\n/GiB",
+    ):
+        table.add_column(heading, justify="right")
+    for run in result.runs:
+        times = ("failed", "-", "-", "-", "-")
+        if run.seconds is not None and run.bytes_per_second and run.ceiling_ratio and run.origin_copies:
+            times = (
+                f"{run.seconds:.2f}",
+                f"{run.seconds_min:.1f}-{run.seconds_max:.1f}",
+                f"{run.bytes_per_second / 1e9:.2f}",
+                f"{run.ceiling_ratio:.2f}",
+                f"{run.origin_copies:.3f}",
+            )
+        table.add_row(
+            run.name,
+            *times,
+            f"{run.origin_requests} + {run.origin_one_byte_requests}",
+            str(run.refused_requests),
+            str(run.stalled_requests),
+            "-" if run.cpu_seconds_per_gib is None else f"{run.cpu_seconds_per_gib:.2f}",
+        )
+    for name in result.missing:
+        table.add_row(name, "not installed")
+    console.print(table)
+    console.print(
+        f"Ceiling: {result.ceiling_bytes_per_second / 1e9:.2f} GB/s, of the profile and this machine together."
+    )
+    for bar in result.bars:
+        value = "not measured" if bar.value is None else f"{bar.value:.3f}"
+        bound = f"at least {bar.least:g}" if bar.least is not None else f"at most {bar.most:g}"
+        console.print(f"{bar.name}: {value} ({bound}: {'met' if bar.met else 'missed'})")
+    busiest = {run.name: run.busiest_second_requests for run in result.runs}
+    console.print(
+        f"Requests a second while all are refused: {result.wall_requests_per_second:.1f}; "
+        f"in the busiest second of a run without faults {busiest.get('one seed', 0)}, with {busiest.get('faults', 0)}."
+    )
+    for run in result.runs:
+        for error in sorted(set(run.errors)):
+            console.print(f"{run.name}, {run.errors.count(error)} of {result.rounds}: {error}")
+
+
+def _shown(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
 
 
 def _measure(size: int, objects: int, profile: str, url: str | None, proxies: list[str]) -> Result:
@@ -199,10 +287,8 @@ def _print(result: Result) -> None:
 
 
 def _title(result: Result) -> str:
-    size = result.object_bytes
-    shown = f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
     where = "own store and cluster" if result.profile == EXTERNAL else f"origin profile {result.profile}"
-    return f"Reading {shown}, {where}\n(median of {result.objects})"
+    return f"Reading {_shown(result.object_bytes)}, {where}\n(median of {result.objects})"
 
 
 def _bars(result: Result) -> list[Bar]:

@@ -51,8 +51,8 @@ _URL_SECONDS = 604800
 class Stats:
     """What the origin has done; `requests` and `statuses` leave out the `one_byte_requests`, the peers' checks.
 
-    `repeated_bytes` are those of the `body_bytes` that had been sent before, and `peak_requests` the most requests of
-    either kind that were being answered at once since the origin's counters were cleared.
+    `repeated_bytes` are those of the `body_bytes` that had been sent before, `stalls` the answers that a fault held up,
+    and `peak_requests` the most requests of either kind that were being answered at once since the last reset.
     """
 
     requests: int = 0
@@ -61,6 +61,7 @@ class Stats:
     body_bytes: int = 0
     repeated_bytes: int = 0
     peak_requests: int = 0
+    stalls: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
 
     def since(self, earlier: Stats) -> Stats:
@@ -72,6 +73,7 @@ class Stats:
             body_bytes=self.body_bytes - earlier.body_bytes,
             repeated_bytes=self.repeated_bytes - earlier.repeated_bytes,
             peak_requests=self.peak_requests,
+            stalls=self.stalls - earlier.stalls,
             statuses={
                 status: more
                 for status, count in self.statuses.items()
@@ -237,6 +239,7 @@ class Origin:
             if request.transport is not None:
                 request.transport.close()
             return response
+        self.stats.stalls += 1
         # Bound to the connection: the handler is cancelled when its client goes away.
         await self._released.wait()
         await self._send(request, response, stored, middle, answer.stop)
