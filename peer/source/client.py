@@ -17,7 +17,9 @@ import aiohttp
 from p2p.control import Source
 from p2p.errors import BadRequestError, OriginError, OriginStalledError, OriginUnreachableError
 from p2p.identity import redact
+from p2p.stores import Store
 from peer.core.rules import Rules
+from peer.source.credentials import Credentials
 from peer.source.fields import Fields, across_hosts
 from peer.source.guard import Resolver
 from peer.source.trust import Trust
@@ -25,6 +27,10 @@ from peer.source.urls import exact_url, origin_of, redirect_target
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 10
+_REFUSALS = frozenset({400, 401, 403})
+"""What stores answer to what is not signed, not rightly signed, or signed with a token that has expired."""
+
+_EXPLANATION_BYTES = 4096
 LINE_BYTES = 64 * 1024
 """How long a header line of an answer may be."""
 
@@ -70,11 +76,18 @@ def origin_errors(url: str) -> Iterator[None]:
 class OriginClient:
     """A pool of keep-alive connections to origins; made inside the running loop, closed by `async with` or `close`.
 
-    `resolver` decides which origins may be asked.
+    `resolver` decides which origins may be asked; `credentials` sign for sources that have a store.
     """
 
-    def __init__(self, settings: OriginSettings | None = None, *, resolver: Resolver | None = None) -> None:
+    def __init__(
+        self,
+        settings: OriginSettings | None = None,
+        *,
+        resolver: Resolver | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.resolver = resolver or Resolver()
+        self.credentials = credentials or Credentials()
         self._settings = settings = settings or OriginSettings()
         self._trust = Trust(settings.ca_file, settings.rules)
         self._session = aiohttp.ClientSession(
@@ -124,17 +137,46 @@ class OriginClient:
     ) -> tuple[aiohttp.ClientResponse, Source]:
         """Send one request without a body, follow redirects, and return the answer and the source that gave it.
 
-        Only fields that cannot carry a secret follow to another scheme, host or port. Raises as `request` does, and
-        OriginError for a redirect that leads nowhere.
+        Only fields that cannot carry a secret follow to another scheme, host or port. A source with a store is signed
+        for, a second time if the first is refused, and comes back as it was: what it led to holds our signature. Raises
+        as `request` does, OriginError for a redirect that leads nowhere, and CredentialsError.
         """
+        asked, resigned = source, False
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self.request(method, source.url, source.headers + extra, stall_seconds=stall_seconds)
+            sent = await self.credentials.signed(asked, method=method)
+            response = await self.request(method, sent.url, sent.headers + extra, stall_seconds=stall_seconds)
+            if asked.store is not None and await self._is_to_be_signed_again(asked, response, once_more=not resigned):
+                response.release()
+                resigned = True
+                continue
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or location is None:
-                return response, source
+                return response, (asked if source.store is None else source)
             response.release()
-            source = redirected(source, location)
+            asked = redirected(sent, location)
         raise OriginError(f"{origin_of(source.url)} redirected more than {MAX_REDIRECTS} times")
+
+    async def _is_to_be_signed_again(
+        self, source: Source, response: aiohttp.ClientResponse, *, once_more: bool
+    ) -> bool:
+        """Tell whether another signature may get another answer; raises CredentialsError for a refusal that stands."""
+        if source.store is Store.HTTP or response.status not in _REFUSALS | REDIRECTS:
+            return False
+        body = b""
+        if response.status in _REFUSALS:
+            try:
+                with origin_errors(source.url):
+                    body = await read_at_most(response, _EXPLANATION_BYTES)
+            except OriginError:
+                response.close()
+                raise
+        refusal = (source, response.status, fields_of(response), body)
+        if once_more and self.credentials.refused(*refusal):
+            return True
+        if response.status in _REFUSALS:
+            response.release()
+            raise self.credentials.explained(*refusal)
+        return False
 
     async def close(self) -> None:
         """Close every connection."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from p2p.control import Source
 from p2p.errors import BadRequestError, CredentialsError
+from p2p.fields import values
 from p2p.identity import origin_key
 from p2p.native import bucket_of
 from p2p.stores import Store
@@ -68,7 +69,9 @@ class AzureSigner:
         fields = (*request.fields, *request.signed_fields)
         if grant.sas:
             return Source(with_query(request.url, grant.sas), fields)
-        return Source(request.url, (*fields, _VERSION, ("Authorization", f"Bearer {grant.token}")))
+        if not values(fields, _VERSION[0]):
+            fields = (*fields, _VERSION)
+        return Source(request.url, (*fields, ("Authorization", f"Bearer {grant.token}")))
 
     def forget(self) -> bool:
         """Drop the grant."""

@@ -106,7 +106,8 @@ class Credentials:
             region = single(headers, "x-amz-bucket-region") or (found[1].decode() if found else "")
             if self._regions.learn(store, source.url, region):
                 return True
-        expired = status == 400 and store in _S3_KINDS and _EXPIRED.search(body) is not None
+        # Whoever does not read bodies cannot know: the benefit of the doubt costs one request.
+        expired = status == 400 and store in _S3_KINDS and (not body or _EXPIRED.search(body) is not None)
         if status not in (401, 403) and not expired:
             return False
         return self._signer(store, source.url).forget()
