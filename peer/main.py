@@ -30,6 +30,7 @@ from peer.proxy.intercept import require_authority
 from peer.proxy.server import ProxyServer
 from peer.settings import Configuration, load_configuration
 from peer.source.client import OriginClient, OriginSettings
+from peer.source.credentials import Credentials
 from peer.source.guard import Resolver
 from peer.source.http import Prober
 from peer.source.listing import list_objects
@@ -67,6 +68,7 @@ class PeerSettings:
     origin_ca_file: Path | None = None
     ca_dir: Path | None = None
     registry_upstream: str | None = None
+    cloud_credentials: Path | None = None
     capacity: int | None = None
     upload_slots: int = 16
     drain_seconds: float = 30.0
@@ -132,8 +134,10 @@ async def _run(
     authority = CertificateAuthority.load(ca_dir) if ca_dir else None
     require_authority(configuration.rules, authority)
     resolver = Resolver(configuration.guard)
-    transfers = Transfers(TransferSettings(origin=origin), resolver=resolver)
-    client = OriginClient(origin, resolver=resolver)
+    credentials_file = settings.cloud_credentials or configuration.cloud_credentials
+    credentials = Credentials.load(credentials_file) if credentials_file else Credentials()
+    transfers = Transfers(TransferSettings(origin=origin), resolver=resolver, signer=credentials)
+    client = OriginClient(origin, resolver=resolver, credentials=credentials)
     seeds = SeedClient(host_id, secret)
 
     def heard(message: SchedulerMessage) -> None:

@@ -37,6 +37,7 @@ class Configuration:
     guard: Guard = field(default_factory=Guard)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     ca_dir: Path | None = None
+    cloud_credentials: Path | None = None
 
 
 def load_configuration(path: Path) -> Configuration:
@@ -52,11 +53,14 @@ def load_configuration(path: Path) -> Configuration:
     top = _Table(str(path), "", values)
     proxy = top.table("proxy")
     rules = tuple(_rule(table, path.parent) for table in top.tables("rules"))
+    origin = top.table("origin")
     top.done()
     users, guard, settings = _users(proxy, path.parent), _guard(proxy), _proxy(proxy)
     ca_dir = proxy.get("ca_dir", lambda value: path.parent / _text(value), None)
     proxy.done()
-    return Configuration(Rules(rules), users, guard, settings, ca_dir)
+    credentials = origin.get("credentials", lambda value: path.parent / _text(value), None)
+    origin.done()
+    return Configuration(Rules(rules), users, guard, settings, ca_dir, credentials)
 
 
 class _Table:
