@@ -15,6 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from p2p.control import ORIGIN, Assignment, Hello, PeerMessage, SchedulerMessage
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
+from scheduler.core.budget import OriginView
 from scheduler.core.messages import (
     Command,
     Disconnect,
@@ -139,9 +140,17 @@ class Driver:
         """Return what is known of every host."""
         return self._core.hosts()
 
+    def hellos(self) -> tuple[Hello, ...]:
+        """Return how every host with an open session announced itself."""
+        return tuple(session.hello for session in self._sessions.values())
+
     def swarms(self) -> tuple[SwarmView, ...]:
         """Return how far every version is."""
         return self._core.swarms()
+
+    def origins(self) -> tuple[OriginView, ...]:
+        """Return who does what at the origins that have a budget."""
+        return self._core.origins(self._clock())
 
     async def run(self) -> None:
         """Own the core, for ever. A defect in it ends this, and with it the process."""

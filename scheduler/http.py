@@ -4,6 +4,7 @@ GET /healthz      the process runs its loop
 GET /readyz       sessions are taken (503 while it starts or stops)
 GET /metrics      Prometheus
 GET /v1/swarms    every host, and how far every version is      (admin: needs the cluster secret, where there is one)
+GET /v1/origins   the origins with a budget: who has which share, and what was done there lately     (admin, likewise)
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ def application(driver: Driver, *, secret: ClusterSecret | None, ready: Callable
             }
         )
 
+    async def origins(_: web.Request) -> web.Response:
+        return web.json_response({"origins": [asdict(origin) for origin in driver.origins()]})
+
     app = daemon_application(ready=ready)
-    app.add_routes([web.get("/v1/swarms", admin_only(secret, swarms))])
+    app.add_routes(
+        [
+            web.get("/v1/swarms", admin_only(secret, swarms)),
+            web.get("/v1/origins", admin_only(secret, origins)),
+        ]
+    )
     return app

@@ -7,13 +7,15 @@ reports costs one pass: while there is something to hand out, `next_deadline` sa
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from p2p.control import ORIGIN, Assignment, Part, SeedHost, Seeds, Source
+from p2p.control import ORIGIN, Assignment, OriginLoad, Part, SeedHost, Seeds, Source
 from scheduler.core import assign, integrity, transitions
 from scheduler.core.assign import Choice
+from scheduler.core.budget import BudgetRule, OriginBudgets, OriginView
 from scheduler.core.invariants import check
 from scheduler.core.messages import (
     Announced,
@@ -76,8 +78,9 @@ class HostView:
 class SchedulerCore:
     """Who fetches which pieces from whom. Pure: time is an argument, randomness an injected generator."""
 
-    def __init__(self, *, random: Random, limits: Limits | None = None) -> None:
+    def __init__(self, *, random: Random, limits: Limits | None = None, budgets: Sequence[BudgetRule] = ()) -> None:
         self._state = State(limits or Limits())
+        self._budgets = OriginBudgets(budgets)
         self._random = random
         self._now = _IMMEDIATELY
 
@@ -99,6 +102,7 @@ class SchedulerCore:
                 return self._tell_of_seeds(before, hello.host_id)
             case HostLeft(host_id):
                 before = tuple(state.seeds)
+                self._budgets.host_left(host_id)
                 transitions.host_left(state, host_id)
                 return self._tell_of_seeds(before)
             case JournalRead():
@@ -110,6 +114,7 @@ class SchedulerCore:
             return self._heard(host, event, now)
         except transitions.ProtocolError as error:
             before = tuple(state.seeds)
+            self._budgets.host_left(host.id)
             transitions.host_left(state, host.id)
             return [Disconnect(host.id, str(error)), *self._tell_of_seeds(before)]
 
@@ -154,6 +159,10 @@ class SchedulerCore:
             for swarm in self._state.swarms.values()
         )
 
+    def origins(self, now: float) -> tuple[OriginView, ...]:
+        """Return who does what at the origins that have a budget, at `now` (monotonic seconds)."""
+        return self._budgets.view(now)
+
     @property
     def counts(self) -> tuple[int, int]:
         """The numbers of hosts and of versions."""
@@ -174,6 +183,8 @@ class SchedulerCore:
                 return transitions.announced(state, host, event.holdings.holdings, now)
             case DroppedPieces():
                 transitions.dropped(state, host, event.dropped)
+            case UsedOrigins():
+                return self._allow(host, event.use.loads, now)
             case _ if integrity.stale(state, host, _version_id(event)):
                 pass
             case Wanted(want=want):
@@ -185,9 +196,11 @@ class SchedulerCore:
                 transitions.unwanted(state, host, event.unwant.version_id)
             case Judged():
                 return integrity.judged(state, host, event.verdict, now)
-            case UsedOrigins():
-                pass
         return []
+
+    def _allow(self, host: Host, loads: Iterable[OriginLoad], now: float) -> list[Command]:
+        answers = (self._budgets.used(host.id, load, seed=host.hello.seed, now=now) for load in loads)
+        return [Send(host.id, allowance) for allowance in answers if allowance is not None]
 
     def _tick(self, now: float) -> list[Command]:
         for swarm, peer in self._state.due(now):
@@ -238,7 +251,7 @@ class SchedulerCore:
         return flight
 
 
-def _version_id(event: Wanted | Progressed | Unwanted | Judged | UsedOrigins) -> str:
+def _version_id(event: Wanted | Progressed | Unwanted | Judged) -> str:
     match event:
         case Wanted(want=want):
             return want.version.id
@@ -248,8 +261,6 @@ def _version_id(event: Wanted | Progressed | Unwanted | Judged | UsedOrigins) ->
             return unwant.version_id
         case Judged(verdict=verdict):
             return verdict.version_id
-        case UsedOrigins():
-            return ""
 
 
 def _assignments(swarm: Swarm, flights: list[Flight]) -> list[Command]:

@@ -1,0 +1,128 @@
+"""Who on this host may ask an origin now, and how fast bytes may be read: slots and buckets, in virtual time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from math import inf
+
+from p2p.budgets import UNBOUNDED, Budget
+
+SLACK_SECONDS = 0.02
+"""How much of a rate may be caught up on: timers are late by a millisecond or two, and rates would suffer."""
+
+MAX_PAUSE_SECONDS = 60.0
+"""The longest that everybody on this host leaves an origin alone because one answer asked for it."""
+
+BYTES_AHEAD_SECONDS = 1.0
+"""Requests wait while the bytes that were read ahead of time take longer than this to be made up for."""
+
+_INSTANT_SECONDS = 1e-6
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A leaky bucket: what is used fills it, and it runs out at `rate` a second; None: it never fills.
+
+    `level` is how much was used ahead of time; below zero, what may be caught up on.
+    """
+
+    rate: float | None = None
+    level: float = 0.0
+    _at: float = 0.0
+
+    def set_rate(self, rate: float | None, now: float) -> None:
+        """Let it run out at another rate from `now` on."""
+        self._leak(now)
+        self.rate = rate
+        if rate is None:
+            self.level = 0.0
+
+    def use(self, amount: float, now: float) -> float:
+        """Count `amount` as used and return for how many seconds to use nothing more."""
+        if self.rate is None:
+            return 0.0
+        self._leak(now)
+        self.level += amount
+        return self.wait(now)
+
+    def wait(self, now: float) -> float:
+        """Return in how many seconds something may be used; infinite at a rate of 0."""
+        if self.rate is None:
+            return 0.0
+        self._leak(now)
+        if self.rate <= 0:
+            return inf
+        seconds = self.level / self.rate
+        return seconds if seconds > _INSTANT_SECONDS else 0.0
+
+    def _leak(self, now: float) -> None:
+        if self.rate is not None:
+            self.level = max(-self.rate * SLACK_SECONDS, self.level - self.rate * max(0.0, now - self._at))
+        self._at = now
+
+
+@dataclass(slots=True)
+class Gate:
+    """The way of this host's requests to one origin: first come, first served, within `limit`."""
+
+    limit: Budget = UNBOUNDED
+    under_way: int = 0
+    paused_until: float = -inf
+    requests: Bucket = field(default_factory=Bucket)
+    bytes: Bucket = field(default_factory=Bucket)
+    _waiting: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    _tickets: int = 0
+
+    @property
+    def wanted(self) -> int:
+        """How many requests are under way or waiting."""
+        return self.under_way + len(self._waiting)
+
+    def set_limit(self, limit: Budget, now: float) -> None:
+        """Go by another limit from `now` on; what is under way goes on."""
+        self.limit = limit
+        self.requests.set_rate(limit.requests_per_second, now)
+        self.bytes.set_rate(limit.bytes_per_second, now)
+
+    def enter(self) -> int:
+        """Queue a request and return its ticket."""
+        self._tickets += 1
+        self._waiting[self._tickets] = None
+        return self._tickets
+
+    def withdraw(self, ticket: int) -> None:
+        """Take back a request that has not been admitted."""
+        del self._waiting[ticket]
+
+    def leave(self) -> None:
+        """Note that a request that was admitted is over."""
+        self.under_way -= 1
+
+    def pause(self, seconds: float, now: float) -> None:
+        """Let nobody in for `seconds`, within bounds: the origin asked for it."""
+        self.paused_until = max(self.paused_until, now + min(seconds, MAX_PAUSE_SECONDS))
+
+    def admit(self, now: float) -> list[int]:
+        """Return the tickets of those that may go at `now`, in the order in which they came."""
+        admitted: list[int] = []
+        while self._waiting and self._delay(now) <= 0:
+            ticket, _ = self._waiting.popitem(last=False)
+            self.under_way += 1
+            self.requests.use(1, now)
+            admitted.append(ticket)
+        return admitted
+
+    def next_at(self, now: float) -> float | None:
+        """Return when the next one may go; None if nobody waits, or only another event can let one in."""
+        if not self._waiting:
+            return None
+        delay = self._delay(now)
+        return None if delay == inf else now + delay
+
+    def _delay(self, now: float) -> float:
+        if self.limit.connections is not None and self.under_way >= self.limit.connections:
+            return inf
+        # What bodies that nobody could slow down have read ahead of time is made up for here.
+        ahead = self.bytes.wait(now) - BYTES_AHEAD_SECONDS
+        return max(self.paused_until - now, self.requests.wait(now), ahead)
