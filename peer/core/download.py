@@ -33,6 +33,7 @@ from peer.core.messages import (
     Event,
     GiveUp,
     Interest,
+    OriginOverloaded,
     PieceLanded,
     SchedulerDown,
     SchedulerUp,
@@ -44,8 +45,8 @@ from peer.core.messages import (
 )
 from peer.core.pace import OriginPace
 
-TRANSFER_BYTES = 16 * MIB
-"""How much one request asks for at the most: enough to make the wait for its first byte small against the rest."""
+PARENT_BYTES = 16 * MIB
+"""How much one request asks a parent for at the most: its first byte is never far."""
 
 PARENT_TRANSFERS = 4
 """Concurrent transfers from other hosts, all parents of one download together."""
@@ -96,6 +97,7 @@ class DownloadCore:
         self.alone = False
         self._scheduler = scheduler
         self._seed = seed
+        self._everything = Bitmap(layout.count, layout.everything())
         self._readers: dict[int, Bitmap] = {}
         self._readers_pieces = Bitmap(layout.count)
         """The union of `_readers`, kept because every event asks for it several times."""
@@ -136,6 +138,8 @@ class DownloadCore:
                 self._scheduler, self._alone_at = False, now + GRACE_SECONDS
             case PieceLanded():
                 self._piece_landed(event, now, commands)
+            case OriginOverloaded():
+                self.pace.refused()
             case TransferEnded():
                 self._transfer_ended(event, commands)
             case Stop():
@@ -425,23 +429,27 @@ class DownloadCore:
             for index, other in self._planned.items()
             if (other.parent_id, other.parent_address) == (part.parent_id, part.parent_address)
         }
-        span = self._run(first, same, flying)
+        span = self._run(first, same, flying, PARENT_BYTES)
         digests = tuple(self._planned.pop(index).digests[0] for index in span)
         transfer = self._take_off(span, part.parent_id, None, flying, assigned=True)
         commands.append(StartTransfer(transfer, span, part.parent_id, part.parent_address, digests))
 
     def _start_origin(self, first: int, flying: Bitmap, source: Source, now: float, commands: list[Command]) -> None:
         assigned = first in self._assigned_due
-        span = self._run(first, self._assigned_due if assigned else self._due - self._assigned_due, flying)
+        candidates = self._assigned_due if assigned else self._due - self._assigned_due
+        # What a seed fetches for others is assigned piecemeal: for all it knows, everything that is missing will be.
+        wanted = self.wanted
+        missing = wanted - flying if first in wanted else self._everything - self.landed - flying
+        span = self._run(first, candidates, flying, self.pace.request_bytes(len(missing) * self.layout.piece_length))
         self._due.discard(span)
         self._assigned_due.discard(span)
         self.pace.began(now)
         transfer = self._take_off(span, ORIGIN, source, flying, assigned=assigned)
         commands.append(StartTransfer(transfer, span, ORIGIN, source=source))
 
-    def _run(self, first: int, candidates: Container[int], flying: Bitmap) -> Span:
-        """Return as many consecutive candidates from `first` on as one transfer may take."""
-        most = max(1, TRANSFER_BYTES // self.layout.piece_length)
+    def _run(self, first: int, candidates: Container[int], flying: Bitmap, most_bytes: int) -> Span:
+        """Return as many consecutive candidates from `first` on as one transfer of so many bytes may take."""
+        most = max(1, most_bytes // self.layout.piece_length)
         stop = first + 1
         while stop - first < most and stop in candidates and stop not in flying:
             stop += 1

@@ -60,6 +60,11 @@ class TransferEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginOverloaded:
+    """The origin asked for patience (429, 503) with a transfer's request, which is made again later."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -69,7 +74,18 @@ class Stop:
     """The daemon is ending: want nothing, fetch nothing."""
 
 
-Event = Interest | Disinterest | Assigned | SchedulerUp | SchedulerDown | PieceLanded | TransferEnded | Tick | Stop
+Event = (
+    Interest
+    | Disinterest
+    | Assigned
+    | SchedulerUp
+    | SchedulerDown
+    | PieceLanded
+    | OriginOverloaded
+    | TransferEnded
+    | Tick
+    | Stop
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,33 +1,58 @@
-"""How many connections to an origin are worth having.
+"""How many connections to an origin are worth having, and how much to ask for at once.
 
 Object stores limit a connection, gateways limit everybody together: more connections help with the first and only add
 latency with the second. `OriginPace` finds out by trying: it doubles the number while the measured rate grows with it,
-and goes back as soon as doubling did not pay.
+and goes back as soon as doubling did not pay. An origin that refuses a notable share of its requests (429, 503) gets
+half as many, again and again; one that refuses a few loses nothing but those requests' pauses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from p2p.pieces import MIB
+
 WINDOW_SECONDS = 0.15
 WINDOW_PIECES = 8
 WORTHWHILE_GROWTH = 1.2
 RETRY_AFTER_WINDOWS = 20
 
+REQUEST_SECONDS = 0.5
+"""How long a request is to take: some ten times what a store's first byte does."""
+
+FIRST_REQUEST_BYTES = 16 * MIB
+"""The most that one request asks for as long as no rate is known."""
+
+LARGEST_REQUEST_BYTES = 64 * MIB
+
+NOTABLE_REFUSALS = 4
+NOTABLE_SHARE = 1 / 3
+"""So many refusals, and such a share of the requests, that there are too many connections."""
+
+REMEMBERED_REQUESTS = 48.0
+
 
 @dataclass(slots=True)
 class OriginPace:
-    """Counts landed bytes and steps `limit`, the number of concurrent ranged requests, between two bounds."""
+    """Counts landed bytes and refusals, and steps `limit`, the number of concurrent ranged requests.
+
+    It lies between `lowest` and `highest`; only refusals push it further down, to 1.
+    """
 
     lowest: int = 4
     highest: int = 16
     limit: int = 0
+    rate: float = 0.0
+    """Bytes a second in the last full window; 0 before there was one."""
     _bytes: int = 0
     _pieces: int = 0
     _began: float | None = None
+    _settled: int = RETRY_AFTER_WINDOWS
+    _limit_before: int = 0
+    """The limit that the one now on trial must beat; 0 when none is."""
     _rate_before: float = 0.0
-    _probing: bool = True
-    _settled: int = 0
+    _requests: float = 0.0
+    _refusals: float = 0.0
 
     def __post_init__(self) -> None:
         self.limit = self.limit or self.lowest
@@ -36,6 +61,7 @@ class OriginPace:
         """Note that a request starts at `now` (seconds); time in which nothing was asked for does not count."""
         if self._began is None:
             self._began = now
+        self._count_request()
 
     def idle(self) -> None:
         """Note that no request is under way any more: the window that was open says nothing."""
@@ -47,20 +73,45 @@ class OriginPace:
         self._pieces += 1
         if self._began is None or now - self._began < WINDOW_SECONDS or self._pieces < max(WINDOW_PIECES, self.limit):
             return
-        rate = self._bytes / (now - self._began)
+        self.rate = self._bytes / (now - self._began)
         self._began, self._bytes, self._pieces = now, 0, 0
-        self._step(rate)
+        self._step()
 
-    def _step(self, rate: float) -> None:
-        if not self._probing:
+    def refused(self) -> None:
+        """Count a request that the origin asked to make again later; it is about to be."""
+        self._refusals += 1
+        self._count_request()
+        if self._refusals < NOTABLE_REFUSALS or self._refusals < NOTABLE_SHARE * self._requests:
+            return
+        self.limit = max(1, self.limit // 2)
+        self._requests = self._refusals = 0.0
+        self._settled = self._limit_before = 0
+
+    def request_bytes(self, missing: int) -> int:
+        """Return how much to ask for at once when `missing` bytes are left to be asked for.
+
+        The last requests get smaller and smaller, so that all connections end together.
+        """
+        worth = self.rate / self.limit * REQUEST_SECONDS if self.rate else FIRST_REQUEST_BYTES
+        return int(min(worth, LARGEST_REQUEST_BYTES, missing / self.limit))
+
+    def _count_request(self) -> None:
+        self._requests += 1
+        if self._requests > REMEMBERED_REQUESTS:
+            self._requests /= 2
+            self._refusals /= 2
+
+    def _step(self) -> None:
+        if self._limit_before:
+            if self.rate < self._rate_before * WORTHWHILE_GROWTH:
+                self.limit, self._limit_before, self._settled = self._limit_before, 0, 0
+                return
+        else:
             self._settled += 1
-            self._probing = self._settled >= RETRY_AFTER_WINDOWS
-            self._rate_before = rate
-            return
-        if rate >= self._rate_before * WORTHWHILE_GROWTH and self.limit < self.highest:
-            self._rate_before = rate
-            self.limit = min(self.limit * 2, self.highest)
-            return
-        if rate < self._rate_before * WORTHWHILE_GROWTH:
-            self.limit = max(self.lowest, self.limit // 2)
-        self._probing, self._settled = False, 0
+            if self._settled < RETRY_AFTER_WINDOWS:
+                return
+        if self.limit < self.highest:
+            self._limit_before, self._rate_before = self.limit, self.rate
+            self.limit = min(max(self.limit * 2, self.lowest), self.highest)
+        else:
+            self._limit_before = self._settled = 0

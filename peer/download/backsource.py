@@ -23,7 +23,7 @@ from p2p.identity import origin_key, redact
 from p2p.telemetry import REGISTRY
 from p2p.versions import Version
 from peer.download.connection import ExchangeError, Limits, Progress, StalledError
-from peer.download.contract import Governor, Signer
+from peer.download.contract import Signer
 from peer.download.exchange import Exchanges, Request, Rivalry
 from peer.download.hedge import hedged
 from peer.download.landing import Landing
@@ -32,6 +32,7 @@ from peer.download.patience import Patience
 from peer.source.backoff import Backoff
 from peer.source.client import MAX_REDIRECTS, redirected
 from peer.source.fields import Fields
+from peer.source.governor import Governor
 from peer.source.guard import Resolver
 from peer.source.trust import Trust
 

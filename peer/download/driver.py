@@ -41,6 +41,7 @@ from peer.core.messages import (
     Event,
     GiveUp,
     Interest,
+    OriginOverloaded,
     PieceLanded,
     StartTransfer,
     Stop,
@@ -84,9 +85,15 @@ class TransferPool(Protocol):
         """Fetch the pieces of `span` from another host, each checked against its digest."""
 
     async def from_origin(
-        self, entry: Entry, span: Span, *, source: Source, on_piece: Callable[[int, bytes], None]
+        self,
+        entry: Entry,
+        span: Span,
+        *,
+        source: Source,
+        on_piece: Callable[[int, bytes], None],
+        on_overload: Callable[[], None],
     ) -> None:
-        """Fetch the pieces of `span` from the origin."""
+        """Fetch the pieces of `span` from the origin; `on_overload` hears of each time that it asks for patience."""
 
 
 @dataclass(slots=True)
@@ -229,7 +236,13 @@ class Download:
 
     async def _fetch(self, command: StartTransfer, on_piece: Callable[[int, bytes], None]) -> None:
         if command.source is not None:
-            await self._transfers.from_origin(self.entry, command.span, source=command.source, on_piece=on_piece)
+            await self._transfers.from_origin(
+                self.entry,
+                command.span,
+                source=command.source,
+                on_piece=on_piece,
+                on_overload=lambda: self.dispatch(OriginOverloaded()),
+            )
             return
         token = self._secret.sign("piece", self.entry.version.id, now=time.time()) if self._secret else None
         await self._transfers.from_parent(

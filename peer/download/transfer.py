@@ -30,7 +30,7 @@ from peer.download.connection import (
     Limits,
     StalledError,
 )
-from peer.download.contract import Governor, Signer, Ungoverned, Unsigned
+from peer.download.contract import Signer, Unsigned
 from peer.download.exchange import Exchanges, Request
 from peer.download.landing import Landing, PieceChecksums, Target
 from peer.download.origin import request_head
@@ -38,6 +38,7 @@ from peer.download.pool import ConnectionPool
 from peer.source.backoff import Backoff
 from peer.source.client import OriginSettings
 from peer.source.fields import Fields
+from peer.source.governor import Governor
 from peer.source.guard import Resolver
 from peer.source.trust import Trust
 
@@ -98,7 +99,7 @@ class Transfers:
             resolver=resolver or Resolver(),
             trust=trust,
             signer=signer or Unsigned(),
-            governor=governor or Ungoverned(),
+            governor=governor or Governor(),
             random=random or Random(),  # noqa: S311  # spreads retries out; keeps no secret
             sleep=sleep,
         )

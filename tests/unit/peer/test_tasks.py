@@ -50,7 +50,13 @@ class Network:
         self.sources: list[Source] = []
 
     async def from_origin(
-        self, entry: Entry, span: Span, *, source: Source, on_piece: Callable[[int, bytes], None]
+        self,
+        entry: Entry,
+        span: Span,
+        *,
+        source: Source,
+        on_piece: Callable[[int, bytes], None],
+        on_overload: Callable[[], None],
     ) -> None:
         self.origin.append(span)
         self.sources.append(source)

@@ -1,0 +1,93 @@
+"""How many connections to an origin, and how much at once, against origins that are simple to calculate."""
+
+from __future__ import annotations
+
+from p2p.pieces import MIB
+from peer.core.pace import LARGEST_REQUEST_BYTES, NOTABLE_REFUSALS, RETRY_AFTER_WINDOWS, OriginPace
+
+PIECE = 4 * MIB
+
+
+class Clock:
+    """Plays an origin that gives `per_connection` bytes a second, and `in_all` at the most."""
+
+    def __init__(self, pace: OriginPace, *, per_connection: float, in_all: float) -> None:
+        self.pace = pace
+        self.per_connection = per_connection
+        self.in_all = in_all
+        self.now = 0.0
+        pace.began(self.now)
+
+    def pass_pieces(self, count: int) -> None:
+        for _ in range(count):
+            self.now += PIECE / min(self.per_connection * self.pace.limit, self.in_all)
+            self.pace.landed(PIECE, self.now)
+
+
+def test_connections_grow_while_the_rate_grows_with_them() -> None:
+    pace = OriginPace()
+    Clock(pace, per_connection=90e6, in_all=10e9).pass_pieces(400)
+    assert pace.limit == pace.highest
+
+
+def test_connections_that_bring_nothing_are_given_up() -> None:
+    pace = OriginPace()
+    clock = Clock(pace, per_connection=500e6, in_all=500e6)
+    seen = set()
+    for _ in range(100):
+        clock.pass_pieces(1)
+        seen.add(pace.limit)
+    assert seen == {4, 8}, "more were tried"
+    assert pace.limit == 4
+
+
+def test_more_connections_are_tried_again_after_a_while() -> None:
+    pace = OriginPace()
+    clock = Clock(pace, per_connection=500e6, in_all=500e6)
+    clock.pass_pieces(100)
+    assert pace.limit == 4
+    clock.per_connection, clock.in_all = 90e6, 10e9
+    clock.pass_pieces(RETRY_AFTER_WINDOWS * 40)
+    assert pace.limit == pace.highest
+
+
+def test_a_few_refusals_cost_no_connection() -> None:
+    pace = OriginPace(limit=16)
+    for number in range(300):
+        pace.began(0.0)
+        if number % 10 == 9:
+            pace.refused()
+    assert pace.limit == 16
+
+
+def test_a_wall_of_refusals_leaves_one_connection_and_many_come_back_later() -> None:
+    pace = OriginPace(limit=16)
+    for _ in range(5 * NOTABLE_REFUSALS):
+        pace.refused()
+    assert pace.limit == 1
+    Clock(pace, per_connection=90e6, in_all=10e9).pass_pieces(RETRY_AFTER_WINDOWS * 20)
+    assert pace.limit == pace.highest
+
+
+def test_time_without_requests_says_nothing() -> None:
+    pace = OriginPace()
+    pace.began(0.0)
+    pace.landed(PIECE, 0.1)
+    pace.idle()
+    pace.began(1000.0)
+    for _ in range(8):
+        pace.landed(PIECE, 1000.2)
+    assert pace.rate == 8 * PIECE / (1000.2 - 1000.0)
+
+
+def test_requests_are_worth_their_first_byte_and_get_smaller_towards_the_end() -> None:
+    pace = OriginPace()
+    assert pace.request_bytes(1000 * PIECE) == 16 * MIB, "nothing is known yet"
+    clock = Clock(pace, per_connection=50e6, in_all=10e9)
+    clock.pass_pieces(400)
+    assert 20e6 < pace.request_bytes(1000 * PIECE) <= 26e6
+    assert pace.request_bytes(16 * PIECE) == PIECE
+    assert pace.request_bytes(PIECE) < PIECE
+    clock.per_connection, clock.in_all = 1e9, 1e12
+    clock.pass_pieces(4000)
+    assert pace.request_bytes(1000 * PIECE) == LARGEST_REQUEST_BYTES
