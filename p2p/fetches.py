@@ -13,15 +13,16 @@ and is never logged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
 from p2p.control import Source
 from p2p.errors import BadRequestError
-from p2p.hostapi import source_from_json, source_to_json, store_from_json, version_from_json, version_to_json
-from p2p.identity import Task
+from p2p.hostapi import Fields, source_from_json, source_to_json, store_from_json, version_from_json, version_to_json
+from p2p.identity import Task, identify
+from p2p.native import is_native, parse_native
 from p2p.versions import Version
 
 
@@ -80,6 +81,25 @@ class HeldVersion:
     used_seconds: float
     pinned: bool
     in_use: bool
+
+
+def asked_for(
+    url: str,
+    *,
+    headers: Fields = (),
+    filters: Iterable[str] = (),
+    tag: str = "",
+    application: str = "",
+) -> tuple[Task, Source]:
+    """Return the task and the source of what a person named: a native name, or an http(s) URL as it stands.
+
+    What a native name stands for is asked with the fleet's own credentials. Raises BadRequestError.
+    """
+    if not is_native(url):
+        return identify(url, filters=filters, tag=tag, application=application), Source(url, headers)
+    place = parse_native(url)
+    task = identify(place.url, filters=filters, tag=tag, application=application, store=place.store)
+    return task, Source(place.url, headers, place.store)
 
 
 def fetch_to_json(request: FetchRequest) -> dict[str, object]:

@@ -143,7 +143,7 @@ class HostApi:
         )
 
     async def _list(self, request: web.BaseRequest, _: str) -> web.StreamResponse:
-        """Send a listing as its pages come; what fails before the first entry is told by a status, else in the last line."""
+        """Send a listing as pages come; what fails before the first entry is a status, later it is the last line."""
         asked = await _body(request)
         url = asked.get("url")
         if not isinstance(url, str):

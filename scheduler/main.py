@@ -22,8 +22,11 @@ from p2p.telemetry import logger
 from p2p.v1.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from scheduler.core.state import SchedulerCore
 from scheduler.driver import Driver
+from scheduler.fleet import Fleet, Member
 from scheduler.http import application
 from scheduler.journal import Journal
+from scheduler.operations import routes
+from scheduler.preheat import Preheats
 from scheduler.service import Service
 
 log = logger(__name__)
@@ -62,10 +65,12 @@ async def _serve(settings: SchedulerSettings) -> None:
         journal = await Journal.open(settings.state_dir)
         driver = Driver(SchedulerCore(random=random.Random()), journal, clock=asyncio.get_running_loop().time)  # noqa: S311  # breaks ties
         add_SchedulerServicer_to_server(Service(driver, secret), server)
-        async with TaskScope() as scope:
+        async with _fleet(driver, secret) as fleet, TaskScope() as scope:
             scope.spawn(driver.run(), name="scheduler")
             ready = True
-            async with _http(application(driver, secret=secret, ready=lambda: ready), http_socket):
+            api = application(driver, secret=secret, ready=lambda: ready)
+            api.add_routes(routes(fleet, Preheats(fleet, scope), secret=secret))
+            async with _http(api, http_socket):
                 await server.start()
                 log.info(
                     "ready",
@@ -83,6 +88,18 @@ async def _serve(settings: SchedulerSettings) -> None:
         if journal is not None:
             await journal.close()
     log.info("stopped")
+
+
+@asynccontextmanager
+async def _fleet(driver: Driver, secret: ClusterSecret | None) -> AsyncIterator[Fleet]:
+    def members() -> list[Member]:
+        return [Member(hello.host_id, hello.address, hello.seed, hello.labels) for hello in driver.hellos()]
+
+    fleet = Fleet(members, secret)
+    try:
+        yield fleet
+    finally:
+        await fleet.close()
 
 
 def _listen_grpc(server: grpc.aio.Server, address: Address) -> int:

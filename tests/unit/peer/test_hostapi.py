@@ -30,7 +30,7 @@ from scheduler.fleet import Fleet, HostError, Member
 from tests.unit.peer.test_tasks import CONTENT, DIGESTS, SOURCE, TASK, VERSION, Peer, running
 
 SECRET = ClusterSecret(b"a secret of the cluster")
-OURS = Source("https://bucket.s3.amazonaws.com/key", (), StoreKind.S3)
+OURS = Source("https://s3.amazonaws.com/bucket/key", (), StoreKind.S3)
 LISTED = tuple(Listed(f"models/{n}", f"https://host/models/{n}", n, f'"{n}"') for n in range(3000))
 
 

@@ -1,0 +1,407 @@
+"""Preheating: jobs that bring objects to hosts before anybody there asks for them.
+
+A job names its objects (by listing prefixes, where that is asked for), has a seed probe each for its version, and
+orders every target to fetch it. The targets do that as for any reader: each byte leaves the origin once. Everything
+has a deadline: a host that is silent, or makes no progress, is given up and named. Jobs are kept in memory only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from p2p.control import Source
+from p2p.errors import BadRequestError, DamselflyError, OriginError, StoppingError
+from p2p.fetches import FetchRequest, FetchState, State, asked_for
+from p2p.hostapi import Fields, Keepable, Listed, Refused, Stream
+from p2p.identity import Task, identify
+from p2p.tasks import TaskScope
+from p2p.telemetry import logger
+from p2p.versions import Version
+from scheduler.fleet import AT_ONCE, Fleet, HostError, Member, ask_all, in_order
+
+log = logger(__name__)
+
+MAX_JOBS = 1000
+MAX_CELLS = 200_000
+"""Objects times hosts of one job."""
+
+_PROBES_AT_ONCE = 32
+_ASKERS = 3
+"""How many hosts are tried for a probe or a listing."""
+
+_OUTSTANDING = 16
+"""Fetches of one job that a host has at a time."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often targets are asked how far they are, and when they are given up; seconds."""
+
+    poll: float = 1.0
+    silence: float = 15.0
+    """Without an answer, although the host is still in the cluster."""
+    standstill: float = 300.0
+    """With answers that say the same all the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a job is to do; `to` is "seeds", "all", "label=value" or a number of hosts."""
+
+    urls: tuple[str, ...] = field(repr=False)
+    recursive: bool = False
+    to: str = "all"
+    pin: bool = False
+    headers: Fields = field(default=(), repr=False)
+    filters: tuple[str, ...] = ()
+    tag: str = ""
+    application: str = ""
+
+
+@dataclass(slots=True)
+class Cell:
+    """How far one host is with one object."""
+
+    state: State = State.PENDING
+    pieces: int = 0
+    pieces_held: int = 0
+    bytes_held: int = 0
+    error: str = ""
+
+    def take(self, row: FetchState) -> None:
+        """Note what the host says."""
+        self.state, self.error = row.state, row.error
+        self.pieces, self.pieces_held, self.bytes_held = row.pieces, row.pieces_held, row.bytes_held
+
+    def end(self, state: State, error: str = "") -> None:
+        """Note that nothing more comes of it."""
+        if not self.state.over:
+            self.state, self.error = state, error
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One object of a job; `error` where it could not even be asked for."""
+
+    task: Task
+    source: Source = field(repr=False)
+    version: Version | None = None
+    error: str = ""
+    hosts: dict[str, Cell] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One preheat, under way or over."""
+
+    id: str
+    order: Order
+    targets: tuple[Member, ...]
+    items: list[Item] = field(default_factory=list)
+    over: bool = False
+    cancelled: bool = False
+    running: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        """How far the job is as a whole."""
+        if self.cancelled:
+            return State.CANCELLED
+        if not self.over:
+            return State.RUNNING
+        failed = any(item.error or any(cell.error for cell in item.hosts.values()) for item in self.items)
+        return State.FAILED if failed else State.DONE
+
+    def summary(self) -> dict[str, Any]:
+        """Return the job in a line, as JSON values."""
+        return {
+            "id": self.id,
+            "state": self.state.value,
+            "to": self.order.to,
+            "hosts": [member.host_id for member in self.targets],
+            "objects": len(self.items),
+        }
+
+    def detail(self) -> dict[str, Any]:
+        """Return all of it as JSON values: objects by their canonical names, and how far each host is."""
+        return {**self.summary(), "items": [_item_json(item) for item in self.items]}
+
+
+def _item_json(item: Item) -> dict[str, Any]:
+    return {
+        "task_id": item.task.id,
+        "object": item.task.canonical,
+        "version_id": item.version.id if item.version else None,
+        "length": item.version.length if item.version else None,
+        "error": item.error,
+        "hosts": [
+            {
+                "host_id": host_id,
+                "state": cell.state.value,
+                "pieces": cell.pieces,
+                "pieces_held": cell.pieces_held,
+                "bytes_held": cell.bytes_held,
+                "error": cell.error,
+            }
+            for host_id, cell in item.hosts.items()
+        ],
+    }
+
+
+class Preheats:
+    """All jobs there are; `fleet` is asked, `scope` owns what runs."""
+
+    def __init__(self, fleet: Fleet, scope: TaskScope, *, patience: Patience | None = None) -> None:
+        self._fleet = fleet
+        self._scope = scope
+        self._patience = patience or Patience()
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._probing = asyncio.Semaphore(_PROBES_AT_ONCE)
+        self._ordering = asyncio.Semaphore(AT_ONCE)
+
+    def begin(self, order: Order) -> Job:
+        """Start a job. Raises BadRequestError for what cannot be, StoppingError while too many run."""
+        named = [
+            asked_for(url, headers=order.headers, filters=order.filters, tag=order.tag, application=order.application)
+            for url in order.urls
+        ]
+        if not named:
+            raise BadRequestError("a preheat needs at least one URL")
+        for task, source in named:
+            if order.recursive and source.store is None:
+                raise BadRequestError(
+                    f"{task.canonical} cannot be listed: give a prefix by its native name (s3://bucket/prefix/, …)"
+                )
+        targets = chosen(self._fleet.members(), order.to, key=named[0][0].id)
+        while len(self._jobs) >= MAX_JOBS:
+            ended = next((job for job in self._jobs.values() if job.over), None)
+            if ended is None:
+                raise StoppingError(f"{MAX_JOBS} preheats are under way; wait for one to end, or cancel one")
+            del self._jobs[ended.id]
+        job = Job(secrets.token_hex(8), order, targets)
+        job.items = list({task.id: Item(task, source) for task, source in named}.values())
+        self._jobs[job.id] = job
+        job.running = self._scope.spawn(self._run(job), name=f"preheat {job.id}")
+        job.running.add_done_callback(lambda _: self._ended(job))
+        return job
+
+    def jobs(self) -> tuple[Job, ...]:
+        """Return all jobs that are remembered, the oldest first."""
+        return tuple(self._jobs.values())
+
+    def job(self, job_id: str) -> Job | None:
+        """Return a job, None if it is not remembered."""
+        return self._jobs.get(job_id)
+
+    async def cancel(self, job: Job) -> None:
+        """End a job: what is under way at the hosts stops, unless another job wants it too; what landed stays."""
+        if job.over or job.cancelled or job.running is None:
+            return
+        job.cancelled = True
+        job.running.cancel()
+        await asyncio.wait([job.running])
+        wanted = {pair for other in self._jobs.values() for pair in _under_way(other)}
+
+        async def stop(host: Member) -> None:
+            for version_id in stopping[host.host_id]:
+                await self._fleet.cancel(host, version_id)
+
+        stopping: dict[str, list[str]] = {member.host_id: [] for member in job.targets}
+        for item in job.items:
+            for host_id, cell in item.hosts.items():
+                if item.version and cell.state is State.RUNNING and (item.version.id, host_id) not in wanted:
+                    stopping[host_id].append(item.version.id)
+                cell.end(State.CANCELLED)
+        _, failures = await ask_all([host for host in job.targets if stopping[host.host_id]], stop)
+        for host_id, why in failures.items():
+            log.warning("a host did not hear of a cancelled preheat", job=job.id, host=host_id, error=why)
+
+    def _ended(self, job: Job) -> None:
+        job.over = True
+        log.info("preheat ended", job=job.id, state=job.state.value, objects=len(job.items), hosts=len(job.targets))
+
+    async def _run(self, job: Job) -> None:
+        if job.order.recursive:
+            found: dict[str, Item] = {}
+            for prefix in job.items:
+                found |= {item.task.id: item for item in await self._listed(job.order, prefix)}
+            job.items = list(found.values())
+        if len(job.items) * len(job.targets) > MAX_CELLS:
+            for item in job.items:
+                item.error = f"{len(job.items)} objects for {len(job.targets)} hosts are too many for one preheat"
+            return
+        for item in job.items:
+            item.hosts = {member.host_id: Cell() for member in job.targets} if not item.error else {}
+        async with asyncio.TaskGroup() as group:
+            for item in job.items:
+                group.create_task(self._probe(item), name=f"probe of {item.task.id}")
+        async with asyncio.TaskGroup() as group:
+            for member in job.targets:
+                group.create_task(_Bringing(self._fleet, self._ordering, self._patience, job, member).run())
+
+    async def _listed(self, order: Order, prefix: Item) -> Sequence[Item]:
+        """Return the objects below a prefix; the prefix itself, with an error, where they cannot be told."""
+        source = prefix.source
+        store = source.store
+        assert store is not None, "a prefix has a store"
+
+        def named(entry: Listed) -> Item:
+            task = identify(entry.url, filters=order.filters, tag=order.tag, application=order.application, store=store)
+            return Item(task, Source(entry.url, source.headers, store))
+
+        try:
+            found = await self._asking(source.url, lambda host: self._fleet.listing(host, source.url, store))
+            return [named(entry) for entry in found]
+        except DamselflyError as error:
+            prefix.error = str(error)
+            return [prefix]
+
+    async def _probe(self, item: Item) -> None:
+        """Find out which version is to be fetched; what stands in the way of that becomes the item's error."""
+        if item.error:
+            return
+        async with self._probing:
+            try:
+                said = await self._asking(item.task.id, lambda host: self._fleet.probe(host, item.source, item.task.id))
+                match said:
+                    case Keepable():
+                        item.version = said.version
+                    case Refused():
+                        item.error = f"the origin answered {said.status} {said.reason}".rstrip()
+                    case Stream():
+                        item.error = f"it cannot be kept: {said.reason}"
+            except DamselflyError as error:
+                item.error = str(error)
+        if item.error:
+            item.hosts = {}
+
+    async def _asking(self, key: str, ask: Callable[[Member], Awaitable[T]]) -> T:
+        """Ask a seed, or any host where there is none; and another one if it does not answer."""
+        failure: DamselflyError = OriginError("there is no host that could ask the origin")
+        for host in self._fleet.askers(key)[:_ASKERS]:
+            try:
+                return await ask(host)
+            except HostError as error:
+                failure = error
+        raise failure
+
+
+def _under_way(job: Job) -> list[tuple[str, str]]:
+    if job.over or job.cancelled:
+        return []
+    return [
+        (item.version.id, host_id)
+        for item in job.items
+        if item.version is not None
+        for host_id, cell in item.hosts.items()
+        if not cell.state.over
+    ]
+
+
+def chosen(members: Sequence[Member], to: str, *, key: str) -> tuple[Member, ...]:
+    """Return the hosts that `to` means, as in Order; a number picks peers first, by rendezvous hashing of `key`.
+
+    Raises BadRequestError for what means nothing, or nobody.
+    """
+    name, equals, value = to.partition("=")
+    if to == "all":
+        found = list(members)
+    elif to == "seeds":
+        found = [member for member in members if member.seed]
+    elif equals and name:
+        found = [member for member in members if member.labels.get(name) == value]
+    elif to.isascii() and to.isdigit() and 0 < int(to) <= 10**6:
+        ranked = sorted(in_order(members, key), key=lambda member: member.seed)
+        found = ranked[: int(to)]
+        if len(found) < int(to):
+            raise BadRequestError(f"{to} hosts are asked for, and {len(found)} are connected to this scheduler")
+    else:
+        raise BadRequestError(f"{to!r} names no hosts; write seeds, all, label=value or a number")
+    if not found:
+        raise BadRequestError(f"no host that is connected to this scheduler is meant by {to!r}")
+    return tuple(found)
+
+
+class _Bringing:
+    """What one job has one host do: a few fetches at a time, and an eye on them."""
+
+    def __init__(self, fleet: Fleet, ordering: asyncio.Semaphore, patience: Patience, job: Job, member: Member) -> None:
+        self._fleet = fleet
+        self._ordering = ordering
+        self._patience = patience
+        self._job = job
+        self._member = member
+        self._waiting = deque(item for item in job.items if item.version is not None)
+        self._ordered: dict[str, Cell] = {}
+        self._clock = asyncio.get_running_loop().time
+
+    async def run(self) -> None:
+        """Return when nothing more is to be expected of the host."""
+        heard = moved = self._clock()
+        seen: object = None
+        while self._waiting or self._ordered:
+            try:
+                await self._order()
+                if self._ordered:
+                    self._take(await self._fleet.fetches(self._member))
+            except DamselflyError as error:
+                if self._gone() or self._clock() - heard > self._patience.silence:
+                    self._give_up(f"{error}; the host was given up")
+                    return
+            else:
+                heard = self._clock()
+            sight = len(self._waiting), [(cell.state, cell.pieces_held) for cell in self._ordered.values()]
+            if sight != seen:
+                moved, seen = self._clock(), sight
+            elif self._clock() - moved > self._patience.standstill:
+                self._give_up(f"nothing moved for {self._patience.standstill:.0f} s; the host was given up")
+                return
+            if self._ordered or self._waiting:
+                await asyncio.sleep(self._patience.poll)
+
+    async def _order(self) -> None:
+        while self._waiting and len(self._ordered) < _OUTSTANDING:
+            item = self._waiting[0]
+            assert item.version is not None, "only items with a version wait"
+            request = FetchRequest(item.task, item.version, item.source, self._job.order.pin)
+            cell = item.hosts[self._member.host_id]
+            async with self._ordering:
+                try:
+                    await self._fleet.fetch(self._member, request)
+                except (HostError, StoppingError) as error:
+                    # Busy or stopping is like not answering: it may do so a little later.
+                    raise error if isinstance(error, HostError) else HostError(str(error)) from None
+                except DamselflyError as error:
+                    cell.end(State.FAILED, str(error))
+                else:
+                    cell.state = State.RUNNING
+                    self._ordered[item.version.id] = cell
+            self._waiting.popleft()
+
+    def _take(self, states: dict[str, FetchState]) -> None:
+        for version_id, cell in tuple(self._ordered.items()):
+            row = states.get(version_id)
+            if row is None:
+                cell.end(State.FAILED, "the host knows nothing of the fetch any more; it was restarted")
+            elif row.state is State.CANCELLED:
+                cell.end(State.FAILED, "the fetch was cancelled at the host")
+            else:
+                cell.take(row)
+            if cell.state.over:
+                del self._ordered[version_id]
+
+    def _gone(self) -> bool:
+        return all(member.host_id != self._member.host_id for member in self._fleet.members())
+
+    def _give_up(self, why: str) -> None:
+        for item in self._waiting:
+            item.hosts[self._member.host_id].end(State.FAILED, why)
+        for cell in self._ordered.values():
+            cell.end(State.FAILED, why)
