@@ -13,7 +13,9 @@ import typer
 from bench.cli import app as bench_app
 from damselfly.ca import app as ca_app
 from damselfly.config import app as config_app
-from damselfly.get import GetSettings, parse_header, parse_proxy, run_get
+from damselfly.get import parse_header, parse_proxy, run_get
+from damselfly.recursive import is_prefix
+from damselfly.transfer import GetSettings
 from damselfly.up import up as run_up
 from p2p.config import Address, parse_address, parse_duration, parse_size
 from p2p.digests import ExpectedDigest
@@ -224,8 +226,28 @@ def peer(
 
 @app.command()
 def get(
-    url: Annotated[str, typer.Argument(help="What to fetch; a presigned URL is fine (http or https).", metavar="URL")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where it goes; appears when whole.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="What to fetch: http(s)://, presigned or not; or s3://, gs://, as://, oss://, obs:// with the fleet's "
+            "credentials (docs/native-urls.md).",
+            metavar="URL",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="FILE|DIR", help="Where it goes; each file appears when it is whole."),
+    ],
+    recursive: Annotated[
+        bool,
+        typer.Option(
+            "-r",
+            "--recursive",
+            help="Fetch all objects under URL (a native name, taken for a directory) into DIR, keeping the tree; files "
+            "that are there already are skipped. A native name that ends with / implies it.",
+        ),
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="With --recursive: files fetched at once.")] = 8,
     digest: Annotated[
         ExpectedDigest | None,
         typer.Option(
@@ -262,7 +284,7 @@ def get(
         ),
     ] = 120.0,
 ) -> None:
-    """Fetch one object through the local peer into FILE; resumes, verifies, and never leaves a partial FILE."""
+    """Fetch one object, or a whole tree, through the local peer; resumes, verifies, and leaves no partial FILE."""
     settings = GetSettings(
         url=url,
         output=output,
@@ -275,7 +297,7 @@ def get(
         application=application,
         stall_seconds=stall,
     )
-    raise typer.Exit(run_get(settings))
+    raise typer.Exit(run_get(settings, jobs=jobs if recursive or is_prefix(url) else None))
 
 
 @app.command()
