@@ -13,6 +13,7 @@ import typer
 from bench.cli import app as bench_app
 from damselfly.ca import app as ca_app
 from damselfly.config import app as config_app
+from damselfly.fleet_cli import app as fleet_app
 from damselfly.get import parse_header, parse_proxy, run_get
 from damselfly.recursive import is_prefix
 from damselfly.transfer import GetSettings
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.add_typer(ca_app, name="ca")
 app.add_typer(config_app, name="config")
+app.add_typer(fleet_app)
 
 _SCHEDULER = Address("127.0.0.1", 8002)
 
