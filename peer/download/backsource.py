@@ -15,7 +15,6 @@ from prometheus_client import Counter
 from p2p.control import Source
 from p2p.errors import (
     OriginError,
-    OriginRefusedError,
     OriginStalledError,
     OriginUnreachableError,
 )
@@ -27,7 +26,7 @@ from peer.download.contract import Signer
 from peer.download.exchange import Exchanges, Request, Rivalry
 from peer.download.hedge import hedged
 from peer.download.landing import Landing
-from peer.download.origin import Later, Redirect, endpoint_of, judge_origin, range_request
+from peer.download.origin import Later, Redirect, Unaccepted, endpoint_of, judge_origin, range_request
 from peer.download.patience import Patience
 from peer.source.backoff import Backoff
 from peer.source.client import MAX_REDIRECTS, redirected
@@ -43,7 +42,8 @@ KNOWN_ORIGINS = 256
 """Of how many origins it is remembered what their answers are like."""
 
 _OVERLOADED = frozenset({429, 503})
-_SIGN_AGAIN = frozenset({400, 401, 403})
+_UNACCEPTED = frozenset({301, 400, 401, 403})  # 301 and 400 are how S3 says that it is another region's
+_REASON_BYTES = 4096
 
 _REQUESTS = Counter(
     "damselfly_origin_requests_total",
@@ -120,7 +120,7 @@ class BackSource:
 
     async def _attempt(self, landing: Landing, version: Version, source: Source) -> Setback | None:
         """Ask the origin once for what remains, redirects included; return None when everything has landed."""
-        signed_again = False
+        may_sign_again = True
         redirects = 0
         while redirects <= MAX_REDIRECTS:
             url = source.url
@@ -130,13 +130,12 @@ class BackSource:
                 return Setback(OriginStalledError(f"{redact(url)}: {error}"))
             except ExchangeError as error:
                 return Setback(OriginUnreachableError(f"{redact(url)}: {error}"))
-            except OriginRefusedError as error:
-                worth_it = source.store is not None and error.status in _SIGN_AGAIN and not signed_again
-                if not (worth_it and self._signer.refused(source, error.status)):
-                    raise
-                signed_again = True
-                continue
             match answer:
+                case Unaccepted(status, headers, body):
+                    # Once is enough: what was renewed just now is not out of date.
+                    if not may_sign_again or not self._signer.refused(source, status, headers, body):
+                        raise self._signer.explained(source, status, headers, body)
+                    may_sign_again = False
                 case Source():
                     source, redirects = answer, redirects + 1
                 case Later(status, seconds):
@@ -146,17 +145,20 @@ class BackSource:
                     return None
         raise OriginError(f"{redact(source.url)} redirected more than {MAX_REDIRECTS} times")
 
-    async def _hedged(self, landing: Landing, version: Version, source: Source) -> Source | Later | None:
-        """Ask `source` for what remains, a second time if the first brings nothing; return where else to ask."""
+    async def _hedged(self, landing: Landing, version: Version, source: Source) -> Source | Unaccepted | Later | None:
+        """Ask for what remains, a second time if the first brings nothing; return what to do instead of landing it.
 
-        async def ask(progress: Progress, rivalry: Rivalry | None) -> Source | Later | None:
+        A source is where else to ask.
+        """
+
+        async def ask(progress: Progress, rivalry: Rivalry | None) -> Source | Unaccepted | Later | None:
             return await self._ask(landing, version, source, progress, rivalry)
 
         return await hedged(ask, landing, self._patience_with(source.url))
 
     async def _ask(
         self, landing: Landing, version: Version, source: Source, progress: Progress, rivalry: Rivalry | None
-    ) -> Source | Later | None:
+    ) -> Source | Unaccepted | Later | None:
         signed = await self._signer.signed(source)
         patience = self._patience_with(source.url)
         outcome = "failed"
@@ -164,11 +166,15 @@ class BackSource:
             async with self._governor.request(signed.url) as permit:
                 wanted = rivalry.wanted if rivalry is not None else landing.wanted
 
-                def judge(status: int, headers: Fields) -> Redirect | Later | None:
+                def judge(
+                    status: int, headers: Fields, body: Callable[[], bytes]
+                ) -> Redirect | Unaccepted | Later | None:
                     patience.answered(progress.first_byte)
+                    if source.store is not None and status in _UNACCEPTED:
+                        return Unaccepted(status, headers, body()[:_REASON_BYTES])
                     return judge_origin(signed.url, version, wanted, status, headers)
 
-                request: Request[Redirect | Later] = Request(
+                request: Request[Redirect | Unaccepted | Later] = Request(
                     replace(endpoint_of(signed.url), ca_file=self._trust.ca_file(signed.url)),
                     self._limits,
                     range_request(signed, version, wanted),
@@ -181,6 +187,8 @@ class BackSource:
                     verdict = await self._exchanges.land(request, landing)
                 else:
                     verdict = await self._exchanges.race(request, landing, rivalry)
+                if isinstance(verdict, Unaccepted):
+                    return verdict
                 if isinstance(verdict, Redirect):
                     outcome = "redirected"
                     return redirected(signed, verdict.location)

@@ -337,12 +337,13 @@ class Answer:
             raise BrokenError("the answer ended early")
         return count
 
-    def skip(self) -> None:
-        """Read the rest of a short body and forget it; a long one costs the connection instead."""
+    def skip(self) -> bytes:
+        """Read the rest of a short body and return it; a long one costs the connection instead, and is not read."""
         length = self._response.length
         if length is not None and 0 < length <= DRAINED_BYTES:
             with suppress(ExchangeError), self._connection.errors():
-                self._response.read()
+                return self._response.read()
+        return b""
 
     def close(self) -> None:
         """Let go of the answer; the connection is reusable if the body has been read to its end."""

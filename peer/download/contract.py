@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from p2p.control import Source
+from p2p.errors import OriginError, OriginRefusedError
+from p2p.identity import redact
+from peer.source.fields import Fields
 
 
 class Signer(Protocol):
@@ -13,8 +16,11 @@ class Signer(Protocol):
     async def signed(self, source: Source) -> Source:
         """Return what to ask instead of a source with a store; other sources come back untouched."""
 
-    def refused(self, source: Source, status: int) -> bool:
-        """Take note that the origin refused what was signed for `source`; tell whether to sign once more."""
+    def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
+        """Learn from an answer to what was signed for `source`; tell whether to sign and ask once more."""
+
+    def explained(self, source: Source, status: int, headers: Fields, body: bytes) -> OriginError:
+        """Return the error for an answer that stands."""
 
 
 class Unsigned:
@@ -24,7 +30,12 @@ class Unsigned:
         """Return the source as it is."""
         return source
 
-    def refused(self, source: Source, status: int) -> bool:
+    def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
         """Know nothing that would help."""
-        del source, status
+        del source, status, headers, body
         return False
+
+    def explained(self, source: Source, status: int, headers: Fields, body: bytes) -> OriginError:
+        """Say that the origin was asked without credentials."""
+        del headers, body
+        return OriginRefusedError(status, f"it was asked without credentials ({redact(source.url)})")

@@ -37,20 +37,21 @@ BUFFER_BYTES = 256 * 1024
 """A worker's buffer: it stays in the CPU's second-level cache between the socket, the hash and the file."""
 
 T = TypeVar("T")
+Judge = Callable[[int, Fields, Callable[[], bytes]], T | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Request(Generic[T]):
-    """One exchange to be made: `judge(status, headers)` says what to do instead of landing the body, or None.
+    """One exchange to be made: `judge(status, headers, body)` says what to do instead of landing the body, or None.
 
-    With a `resolver` only addresses that it allows are connected to. `take(count)` hears of every few bytes of the body
-    in the thread, and says for how many seconds to read nothing then.
+    Where it is not landed, `body` reads it if it is short. With a `resolver` only addresses that it allows are connected
+    to. `take(count)` hears of every few bytes of the body in the thread, and says for how many seconds to read nothing.
     """
 
     endpoint: Endpoint
     limits: Limits
     head: bytes = field(repr=False)  # holds credentials
-    judge: Callable[[int, Fields], T | None]
+    judge: Judge[T]
     resolver: Resolver | None = None
     take: Callable[[int], float] | None = None
     progress: Progress = field(default_factory=Progress)
@@ -196,7 +197,7 @@ class Exchanges:
     @staticmethod
     def _judged(answer: Answer, request: Request[T]) -> T | None:
         try:
-            verdict = request.judge(answer.status, answer.headers)
+            verdict = request.judge(answer.status, answer.headers, answer.skip)
         except DamselflyError:
             answer.skip()
             raise

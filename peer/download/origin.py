@@ -37,6 +37,15 @@ class Later:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Unaccepted:
+    """The origin may not accept what this host signed, or want it signed for another region."""
+
+    status: int
+    headers: Fields = field(repr=False)
+    body: bytes = field(repr=False)
+
+
 def endpoint_of(url: str) -> Endpoint:
     """Return where to connect for `url`. Raises BadRequestError for a URL that cannot be sent."""
     parsed = exact_url(url)

@@ -132,7 +132,7 @@ class Transfers:
             fields.append(("Authorization", authorization(token)))
         head = request_head(f"http://{address}/v1/pieces/{entry.version.id}", fields)
 
-        def judge(status: int, headers: Fields) -> None:
+        def judge(status: int, headers: Fields, _: Callable[[], bytes]) -> None:
             judge_parent(address, entry.version, wanted, status, headers)
 
         with _parent_errors(address):

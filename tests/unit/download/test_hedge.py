@@ -13,7 +13,8 @@ from random import Random
 import pytest
 
 from p2p.control import Source
-from p2p.errors import OriginRefusedError
+from p2p.errors import CredentialsError, OriginError
+from p2p.fields import single
 from p2p.pieces import Span
 from p2p.stores import Store
 from p2p.telemetry import REGISTRY
@@ -23,6 +24,7 @@ from peer.download.patience import ENOUGH, LONGEST_SECONDS, SHORTEST_SECONDS, UN
 from peer.download.pool import DEAD_SECONDS, Addresses
 from peer.download.transfer import Transfers, TransferSettings
 from peer.source.client import OriginSettings
+from peer.source.fields import Fields
 from peer.source.guard import Resolver
 from tests.unit.download.support import (
     CONTENT,
@@ -244,10 +246,14 @@ class Keys:
     async def signed(self, source: Source) -> Source:
         return Source(source.url, (("Authorization", f"Bearer {self.token}"),)) if source.store else source
 
-    def refused(self, source: Source, status: int) -> bool:
-        assert (source.store, status) == (Store.GCS, 403)
+    def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
+        assert (source.store, status, single(headers, "content-length"), body) == (Store.GCS, 403, "2", b"no")
         self.token += 1
         return True
+
+    def explained(self, source: Source, status: int, headers: Fields, body: bytes) -> OriginError:
+        assert (source.store, body) == (Store.GCS, b"no")
+        return CredentialsError("not these", status)
 
 
 @pytest.mark.parametrize("lasting", [False, True])
@@ -260,7 +266,7 @@ async def test_requests_are_signed_as_they_are_made(target: FileTarget, lasting:
         transfers = Transfers(TransferSettings(workers=4, origin=PATIENT), signer=Keys(), sleep=no_pause)
         source = Source(server.url, store=Store.GCS)
         if lasting:
-            with pytest.raises(OriginRefusedError):
+            with pytest.raises(CredentialsError):
                 await transfers.from_origin(target, EVERYTHING, source=source, on_piece=Pieces())
         else:
             await transfers.from_origin(target, EVERYTHING, source=source, on_piece=Pieces())
