@@ -16,7 +16,7 @@ from typing import TypeVar
 from p2p import errors
 from p2p.checksums import Checksum
 from p2p.control import Source
-from p2p.errors import BadRequestError, DamselflyError, OriginError, OriginRefusedError
+from p2p.errors import BadRequestError, CredentialsError, DamselflyError, OriginError, OriginRefusedError
 from p2p.stores import Store
 from p2p.versions import ValidatorKind, Version
 
@@ -193,7 +193,7 @@ def listed_from_json(value: object) -> Listed:
 
 def error_to_json(error: DamselflyError) -> dict[str, object]:
     """Return an error as JSON values: its text, which holds no secret, and its class; the body of what is not 2xx."""
-    status = {"status": error.status} if isinstance(error, OriginRefusedError) else {}
+    status = {"status": error.status} if isinstance(error, OriginRefusedError | CredentialsError) else {}
     return {"error": str(error), "kind": type(error).__name__, **status}
 
 
@@ -206,6 +206,8 @@ def error_from_json(value: object) -> DamselflyError:
         refused = OriginRefusedError(status, "")
         refused.args = (text,)
         return refused
+    if kind == CredentialsError.__name__ and isinstance(status, int):
+        return CredentialsError(text, status)
     for known in _SAID.values():
         if kind == known.__name__:
             return known(text)

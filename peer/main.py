@@ -165,6 +165,7 @@ async def _run(
             managers.append(tasks)
             upstream = settings.registry_upstream or configuration.proxy.registry_upstream
             proxy_settings = replace(configuration.proxy, registry_upstream=upstream)
+            prober, lister = Prober(client), partial(list_objects, client)
             proxy = ProxyServer(
                 tasks,
                 client,
@@ -173,11 +174,11 @@ async def _run(
                 rules=configuration.rules,
                 users=configuration.users,
                 authority=authority,
-                origins=Origins(Prober(client), seeds=seeds),
+                origins=Origins(prober, lister, seeds, credentials),
             )
             host_api = HostApi(
-                prober=Prober(client),
-                lister=partial(list_objects, client),
+                prober=prober,
+                lister=lister,
                 fetches=Fetches(tasks, store, scope),
                 tasks=tasks,
                 store=store,

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -32,6 +33,7 @@ from peer.proxy.route import names_peer, require_absolute, route, upstream
 from peer.source.client import OriginClient
 from peer.source.fields import Fields
 from peer.source.http import Prober
+from peer.source.listing import list_objects
 from peer.source.remote import Origins
 from peer.source.urls import origin_of
 
@@ -84,7 +86,9 @@ class ProxyServer:
         self._settings = settings = settings or ProxySettings()
         self._rules = rules or Rules()
         self._users = users or Users()
-        self._origins = origins = origins or Origins(Prober(client))
+        self._origins = origins = origins or Origins(
+            Prober(client), partial(list_objects, client), None, client.credentials
+        )
         self._host_id = host_id
         self._via = f"1.1 {host_id}"
         self._forwarder = Forwarder(

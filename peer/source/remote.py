@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Protocol, TypeVar
 
 import aiohttp
@@ -19,7 +19,7 @@ import aiohttp
 from p2p.auth import ClusterSecret, authorization
 from p2p.control import SeedHost, Seeds, Source
 from p2p.digests import ExpectedDigest
-from p2p.errors import BadRequestError, DamselflyError, OriginError, StoppingError, UnauthorizedError
+from p2p.errors import BadRequestError, CredentialsError, DamselflyError, OriginError, StoppingError, UnauthorizedError
 from p2p.hostapi import (
     HOST_PURPOSE,
     JSON_BYTES,
@@ -100,6 +100,11 @@ class SeedClient:
         """Take which seeds there are; this host itself, if it is one of them, is never asked."""
         self._seeds = tuple(seed for seed in seeds.hosts if seed.host_id != self._host_id)
 
+    @property
+    def known(self) -> bool:
+        """Whether there is a seed to ask."""
+        return bool(self._seeds)
+
     async def probe(self, source: Source, task_id: str) -> Probe:
         """Return what the origin says to a seed about a task. Raises what the seed did, and OriginError."""
         request = {"source": source_to_json(source), "task_id": task_id}
@@ -111,7 +116,7 @@ class SeedClient:
             except _SILENT as error:
                 failure = _unanswered(seed, error)
                 log.warning("asking another seed", seed=seed.host_id, task=task_id, failure=str(failure))
-        raise failure or no_seed(source.url)
+        raise failure or _no_seed(source.url)
 
     async def listing(self, url: str, store: Store) -> AsyncGenerator[Listed, None]:
         """Yield what a seed finds under the prefix that a plain URL names.
@@ -137,7 +142,7 @@ class SeedClient:
             else:
                 return
             log.warning("asking another seed", seed=seed.host_id, failure=str(failure))
-        raise failure or no_seed(url)
+        raise failure or _no_seed(url)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -168,10 +173,14 @@ class SeedClient:
 
 
 class Origins:
-    """What the proxy asks origins: for one byte, or for the names under a prefix."""
+    """What the proxy asks origins: for one byte, or for the names under a prefix.
+
+    Where this host's credentials do not sign for a store, a seed is asked. Without any seed the host asks all the same:
+    public objects need no credentials, and an instance's identity is found by asking.
+    """
 
     def __init__(
-        self, prober: Prober, lister: Lister | None = None, seeds: SeedClient | None = None, signs: Signs | None = None
+        self, prober: Prober, lister: Lister, seeds: SeedClient | None = None, signs: Signs | None = None
     ) -> None:
         self._prober = prober
         self._lister = lister
@@ -183,25 +192,42 @@ class Origins:
 
         `content` is the digest that the request names. Raises OriginError kinds and BadRequestError.
         """
-        if self.reaches(source):
+        seeds = self._seeds_for(source)
+        if seeds is not None:
+            return await seeds.probe(source, task_id)
+        try:
             return await self._prober.probe(source, task_id, content)
-        if self._seeds is None:
-            raise no_seed(source.url)
-        return await self._seeds.probe(source, task_id)
+        except CredentialsError as error:
+            raise self._advised(error, source) from None
 
-    def listing(self, url: str, store: Store) -> AsyncGenerator[Listed, None]:
+    async def listing(self, url: str, store: Store) -> AsyncGenerator[Listed, None]:
         """Yield every object under the prefix that a plain URL names. Raises as `probe` does."""
-        if self._lister is not None and self.reaches(Source(url, (), store)):
-            return self._lister(url, store)
-        if self._seeds is None:
-            raise no_seed(url)
-        return self._seeds.listing(url, store)
+        source = Source(url, (), store)
+        seeds = self._seeds_for(source)
+        entries = self._lister(url, store) if seeds is None else seeds.listing(url, store)
+        try:
+            async with aclosing(entries):
+                async for entry in entries:
+                    yield entry
+        except CredentialsError as error:
+            raise self._advised(error, source) from None
 
     def reaches(self, source: Source) -> bool:
         """Tell whether this host can ask the origin by itself."""
         if source.store in (None, Store.HTTP):
             return True
         return self._signs is not None and self._signs.covers(source.store, source.url)
+
+    def _seeds_for(self, source: Source) -> SeedClient | None:
+        return None if self._seeds is None or not self._seeds.known or self.reaches(source) else self._seeds
+
+    def _advised(self, error: CredentialsError, source: Source) -> CredentialsError:
+        """Return an error with what may help, where this host asked for want of anybody better."""
+        if self.reaches(source):
+            return error
+        return CredentialsError(
+            f"{error}; give this peer --cloud-credentials, or start a seed that has them", error.status
+        )
 
 
 def _entry(told: object) -> Listed | DamselflyError:
@@ -230,8 +256,7 @@ def _unanswered(seed: SeedHost, error: Exception) -> OriginError:
     return OriginError(f"seed {seed.host_id} at {seed.address} did not answer: {reason}")
 
 
-def no_seed(url: str) -> OriginError:
-    """Return the error for what neither this host nor any seed can ask for."""
+def _no_seed(url: str) -> OriginError:
     return OriginError(
         f"no seed peer can be asked for {redact(url)}: give this peer --cloud-credentials, or start a seed "
         "(damselfly peer --seed)"

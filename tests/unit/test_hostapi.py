@@ -7,13 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.control import Source
-from p2p.errors import BadRequestError
+from p2p.errors import BadRequestError, CredentialsError, OriginRefusedError
 from p2p.hostapi import (
     Keepable,
     Listed,
     Probe,
     Refused,
     Stream,
+    error_from_json,
+    error_to_json,
     listed_from_json,
     listed_to_json,
     probe_from_json,
@@ -91,5 +93,14 @@ def test_a_version_that_does_not_fit_is_refused(change: dict[str, object]) -> No
 
 
 def test_a_negative_length_is_no_entry() -> None:
-    with pytest.raises(BadRequestError, match="entry.length"):
+    with pytest.raises(BadRequestError, match=r"entry\.length"):
         listed_from_json({"key": "k", "url": "u", "length": -1, "etag": ""})
+
+
+def test_an_error_keeps_its_status() -> None:
+    told = error_from_json(json.loads(json.dumps(error_to_json(CredentialsError("of the prefix 's3://b'", 403)))))
+    assert isinstance(told, CredentialsError)
+    assert (str(told), told.status) == ("of the prefix 's3://b'", 403)
+    refused = error_from_json(error_to_json(OriginRefusedError(404, "no object")))
+    assert isinstance(refused, OriginRefusedError)
+    assert (str(refused), refused.status) == ("the origin answered 404: no object", 404)

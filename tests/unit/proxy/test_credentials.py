@@ -24,7 +24,7 @@ from peer.source.client import OriginSettings
 from peer.source.http import Prober
 from peer.source.remote import Origins
 
-from ..source.raw_origin import RawOrigin
+from ..source.raw_origin import RawOrigin, response
 from .conftest import CONTENT
 from .front import HOST_ID, SIGNED, Front, MemoryTasks
 
@@ -126,11 +126,17 @@ async def test_what_a_rule_does_not_cover_stays_the_callers(idle: Front, origin:
     assert not idle.tasks.openings
 
 
-async def test_without_credentials_and_seeds_the_answer_says_what_to_do(front: Front, origin: RawOrigin) -> None:
-    reply = await front.get(f"{origin.base}/bucket/m.onnx", "X-Damselfly-Store: s3")
-    assert reply.status == 502
+async def test_without_credentials_and_seeds_a_refusal_says_what_to_do(front: Front, origin: RawOrigin) -> None:
+    origin.answer = lambda _: response(403, body=b"<Error><Code>AccessDenied</Code></Error>")
+    reply = await front.get(f"{origin.base}/container/m.onnx", "X-Damselfly-Store: azure")
+    assert reply.status == 403
+    assert b"without credentials" in reply.body
     assert b"--cloud-credentials, or start a seed" in reply.body
-    assert not origin.requests
+
+
+async def test_what_is_public_needs_neither(front: Front, origin: RawOrigin) -> None:
+    reply = await front.get(f"{origin.base}/container/m.onnx", "X-Damselfly-Store: azure")
+    assert (reply.status, reply.body) == (200, CONTENT)
 
 
 async def test_other_methods_and_other_words_are_refused(front: Front, origin: RawOrigin) -> None:
