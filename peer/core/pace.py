@@ -15,7 +15,10 @@ from p2p.pieces import MIB
 WINDOW_SECONDS = 0.15
 WINDOW_PIECES = 8
 WORTHWHILE_GROWTH = 1.2
-RETRY_AFTER_WINDOWS = 20
+RETRY_AFTER_WINDOWS = 5
+"""After how many windows doubling is tried again that did not pay; twice as many after every further time."""
+
+LONGEST_RETRY_WINDOWS = 40
 
 REQUEST_SECONDS = 0.5
 """How long a request is to take: some ten times what a store's first byte does."""
@@ -48,6 +51,7 @@ class OriginPace:
     _pieces: int = 0
     _began: float | None = None
     _settled: int = RETRY_AFTER_WINDOWS
+    _retry_after: int = RETRY_AFTER_WINDOWS
     _limit_before: int = 0
     """The limit that the one now on trial must beat; 0 when none is."""
     _rate_before: float = 0.0
@@ -105,10 +109,12 @@ class OriginPace:
         if self._limit_before:
             if self.rate < self._rate_before * WORTHWHILE_GROWTH:
                 self.limit, self._limit_before, self._settled = self._limit_before, 0, 0
+                self._retry_after = min(2 * self._retry_after, LONGEST_RETRY_WINDOWS)
                 return
+            self._retry_after = RETRY_AFTER_WINDOWS
         else:
             self._settled += 1
-            if self._settled < RETRY_AFTER_WINDOWS:
+            if self._settled < self._retry_after:
                 return
         if self.limit < self.highest:
             self._limit_before, self._rate_before = self.limit, self.rate

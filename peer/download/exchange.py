@@ -44,8 +44,8 @@ Judge = Callable[[int, Fields, Callable[[], bytes]], T | None]
 class Request(Generic[T]):
     """One exchange to be made: `judge(status, headers, body)` says what to do instead of landing the body, or None.
 
-    Where it is not landed, `body` reads it if it is short. With a `resolver` only addresses that it allows are connected
-    to. `take(count)` hears of every few bytes of the body in the thread, and says for how many seconds to read nothing.
+    Where it is not landed, `body` reads it if it is short. With a `resolver` only addresses that it allows are
+    connected to. `take(count)` hears of the body's bytes in the thread, and says for how many seconds to read nothing.
     """
 
     endpoint: Endpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2p.pieces import MIB
-from peer.core.pace import LARGEST_REQUEST_BYTES, NOTABLE_REFUSALS, RETRY_AFTER_WINDOWS, OriginPace
+from peer.core.pace import LARGEST_REQUEST_BYTES, LONGEST_RETRY_WINDOWS, NOTABLE_REFUSALS, OriginPace
 
 PIECE = 4 * MIB
 
@@ -34,20 +34,23 @@ def test_connections_that_bring_nothing_are_given_up() -> None:
     pace = OriginPace()
     clock = Clock(pace, per_connection=500e6, in_all=500e6)
     seen = set()
-    for _ in range(100):
+    tried = 0
+    for _ in range(4000):
+        before = pace.limit
         clock.pass_pieces(1)
         seen.add(pace.limit)
+        tried += before < pace.limit
     assert seen == {4, 8}, "more were tried"
-    assert pace.limit == 4
+    assert tried <= 10, "tried too often, in 34 s"
 
 
 def test_more_connections_are_tried_again_after_a_while() -> None:
     pace = OriginPace()
     clock = Clock(pace, per_connection=500e6, in_all=500e6)
     clock.pass_pieces(100)
-    assert pace.limit == 4
+    assert pace.limit <= 8
     clock.per_connection, clock.in_all = 90e6, 10e9
-    clock.pass_pieces(RETRY_AFTER_WINDOWS * 40)
+    clock.pass_pieces(LONGEST_RETRY_WINDOWS * 20)
     assert pace.limit == pace.highest
 
 
@@ -65,7 +68,7 @@ def test_a_wall_of_refusals_leaves_one_connection_and_many_come_back_later() -> 
     for _ in range(5 * NOTABLE_REFUSALS):
         pace.refused()
     assert pace.limit == 1
-    Clock(pace, per_connection=90e6, in_all=10e9).pass_pieces(RETRY_AFTER_WINDOWS * 20)
+    Clock(pace, per_connection=90e6, in_all=10e9).pass_pieces(LONGEST_RETRY_WINDOWS * 20)
     assert pace.limit == pace.highest
 
 
