@@ -5,6 +5,7 @@ Requests leave as they are given: the target byte for byte, no header added but 
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from p2p.identity import redact
 from p2p.stores import Store
 from peer.core.rules import Rules
 from peer.source.credentials import Credentials
-from peer.source.fields import Fields, across_hosts
+from peer.source.fields import Fields, across_hosts, retry_after
+from peer.source.governor import Governor, Kind, Permit
 from peer.source.guard import Resolver
 from peer.source.trust import Trust
 from peer.source.urls import exact_url, origin_of, redirect_target
@@ -31,8 +33,14 @@ _REFUSALS = frozenset({400, 401, 403})
 """What stores answer to what is not signed, not rightly signed, or signed with a token that has expired."""
 
 _EXPLANATION_BYTES = 4096
+OVERLOADED = frozenset({429, 503})
+"""Statuses by which an origin asks for patience."""
+
 LINE_BYTES = 64 * 1024
 """How long a header line of an answer may be."""
+
+
+_LISTING = re.compile(r"[?&](?:list-type=2|comp=list|prefix=)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ def origin_errors(url: str) -> Iterator[None]:
 class OriginClient:
     """A pool of keep-alive connections to origins; made inside the running loop, closed by `async with` or `close`.
 
-    `resolver` decides which origins may be asked; `credentials` sign for sources that have a store.
+    `resolver` decides which origins may be asked, `governor` when; `credentials` sign for sources that have a store.
     """
 
     def __init__(
@@ -85,8 +93,10 @@ class OriginClient:
         *,
         resolver: Resolver | None = None,
         credentials: Credentials | None = None,
+        governor: Governor | None = None,
     ) -> None:
         self.resolver = resolver or Resolver()
+        self._governor = governor or Governor()
         self.credentials = credentials or Credentials()
         self._settings = settings = settings or OriginSettings()
         self._trust = Trust(settings.ca_file, settings.rules)
@@ -111,6 +121,7 @@ class OriginClient:
     ) -> aiohttp.ClientResponse:
         """Send one request and return its answer, the head read and the body not; redirects are not followed.
 
+        It waits for leave within the origin's budget, which it takes a part of until its answer is read or released.
         The origin may be silent for `stall_seconds` (the settings' by default) before and within its answer.
         Raises BadRequestError for a URL that cannot be sent, DeniedError for an origin that may not be asked,
         OriginUnreachableError and OriginStalledError.
@@ -118,16 +129,38 @@ class OriginClient:
         exact = exact_url(url)
         # Connections that are kept, and hosts that are spelt as addresses, never come to the resolver.
         self.resolver.guard.require(exact.raw_host or "")
-        with origin_errors(url):
-            return await self._session.request(
-                method,
-                exact,
-                headers=_spelt_alike(headers),
-                data=body,
-                allow_redirects=False,
-                ssl=self._trust.context(self._trust.ca_file(url)),
-                timeout=self._timeout(stall_seconds or self._settings.stall_seconds),
-            )
+        permit = await self._governor.enter(url, kind_of(url, headers))
+        try:
+            with origin_errors(url):
+                response = await self._session.request(
+                    method,
+                    exact,
+                    headers=_spelt_alike(headers),
+                    data=body,
+                    allow_redirects=False,
+                    ssl=self._trust.context(self._trust.ca_file(url)),
+                    timeout=self._timeout(stall_seconds or self._settings.stall_seconds),
+                )
+        except BaseException:
+            self._governor.leave(permit)
+            raise
+        self._watch(response, permit)
+        return response
+
+    def _watch(self, response: aiohttp.ClientResponse, permit: Permit) -> None:
+        """Give the permit back when the answer is done with, and count its bytes."""
+        if response.status in OVERLOADED:
+            permit.refused(retry_after(fields_of(response)))
+
+        def over() -> None:
+            # Nobody can be slowed down who reads from the loop: what came too soon, the next requests wait for.
+            permit.take(response.content.total_bytes)
+            self._governor.leave(permit)
+
+        if response.connection is None:
+            over()
+        else:
+            response.connection.add_callback(over)
 
     def _timeout(self, stall_seconds: float) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_seconds, sock_read=stall_seconds)
@@ -189,6 +222,13 @@ class OriginClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def kind_of(url: str, headers: Fields) -> Kind:
+    """Return what sort of a request it is, as budgets count them."""
+    if any(name.lower() == "range" and value == "bytes=0-0" for name, value in headers):
+        return "check"
+    return "list" if _LISTING.search(url) else "read"
 
 
 def _spelt_alike(fields: Fields) -> Fields:
