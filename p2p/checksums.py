@@ -114,6 +114,11 @@ class Crc:
         self._size = kind.size
         self._crc = 0
 
+    @staticmethod
+    def function(kind: ChecksumKind) -> Callable[[Buffer, int], int]:
+        """Return what computes a CRC of some bytes, given that of those before them (0 at first)."""
+        return _functions(kind)[0]
+
     def update(self, data: Buffer, /) -> None:
         """Take `data` after what was taken before."""
         self._crc = self._update(data, self._crc)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from p2p.auth import ClusterSecret
+from p2p.checksums import Checksum
 from p2p.control import (
     ORIGIN,
     Allowance,
@@ -30,7 +31,7 @@ from p2p.control import (
     Verify,
 )
 from p2p.digests import ExpectedDigest
-from p2p.errors import DamselflyError, StoppingError, StoreError
+from p2p.errors import ChecksumMismatchError, DamselflyError, DigestMismatchError, StoppingError, StoreError
 from p2p.identity import Store as StoreKind
 from p2p.identity import Task, identify
 from p2p.ranges import ByteRange
@@ -39,6 +40,7 @@ from p2p.telemetry import logger
 from p2p.versions import Version
 from peer.core.messages import Assigned, SchedulerDown, SchedulerUp
 from peer.download.driver import Download, Tally, TransferPool
+from peer.integrity import Claim, Integrity
 from peer.prefetch import Demand, Prefetcher
 from peer.store import Entry, Store
 from peer.verify import ObjectDigests, Verification
@@ -167,6 +169,7 @@ class TaskManager:
         self._demand = Demand()
         self._prefetcher = Prefetcher(scope, self._demand, claim=store.entry, read=self.bring)
         self._digests = ObjectDigests(scope, disown=self._disown)
+        self._integrity = Integrity(scope, schedulers, find=store.find, drop=self._drop)
         self._stopping = False
         self._scheduler_lost_at = -inf
 
@@ -176,6 +179,7 @@ class TaskManager:
         `source` is the caller's own way to the origin, which has just shown that the caller may read this version.
         """
         self._require_running()
+        await self._integrity.admitted(version.id)
         entry = await self._store.entry(task, version)
         return await self._reader(entry, wanted or ByteRange(0, version.length), source, self._demand)
 
@@ -187,6 +191,19 @@ class TaskManager:
         """
         return self._digests.verify(await self.open(task, version, source), expected)
 
+    async def check(self, task: Task, version: Version, source: Source, checksum: Checksum | None) -> Claim | None:
+        """Begin to compare a version, which must not be empty, with what its store says of all its bytes.
+
+        All of it is wanted for that. None if the store has said nothing, `checksum` included, or it is settled.
+        A version that is not what the store says is dropped, from all hosts. Raises ChecksumMismatchError while it is
+        refused for that.
+        """
+        if checksum is not None:
+            self._integrity.note(version.id, checksum)
+        if not self._integrity.needed(version.id):
+            return None
+        return self._integrity.verify(await self.open(task, version, source))
+
     def prefetch(self, task: Task, version: Version, source: Source) -> None:
         """Bring what is missing of a version here, in the background, for as long as `source` may read it."""
         if not self._stopping:
@@ -197,7 +214,11 @@ class TaskManager:
         match message:
             case Assignment():
                 self.assigned(message)
-            case Verify() | Condemned() | Seeds() | Allowance():
+            case Verify(version_id):
+                self._integrity.elected(version_id)
+            case Condemned(version_id, reason):
+                self._integrity.condemned(version_id, reason)
+            case Seeds() | Allowance():
                 pass
 
     def assigned(self, assignment: Assignment) -> None:
@@ -216,6 +237,7 @@ class TaskManager:
                 continue
             task = Task(assignment.version.task_id, *_named(assignment.source))
             try:
+                await self._integrity.admitted(assignment.version.id)
                 entry = await self._store.entry(task, assignment.version)
             except DamselflyError as error:
                 log.warning("duty refused", version=assignment.version.id, error=str(error))
@@ -228,6 +250,7 @@ class TaskManager:
     def scheduler_changed(self) -> None:
         """Tell the downloads whose scheduler came, went or is another one now."""
         self._scheduler_lost_at = time.monotonic()
+        self._integrity.scheduler_changed()
         for version_id, download in tuple(self._downloads.items()):
             scheduler = self._schedulers.of(version_id)
             if scheduler != download.scheduler:
@@ -264,6 +287,7 @@ class TaskManager:
 
     def dropped(self, version_id: str) -> None:
         """Tell the version's scheduler that this host no longer holds it."""
+        self._integrity.gone(version_id)
         self._schedulers.send(version_id, Dropped(version_id))
 
     async def stop(self) -> None:
@@ -293,7 +317,15 @@ class TaskManager:
         """Return a reader that takes over one reference to the entry, and does not count as a client that waits."""
         return await self._reader(entry, wanted, source, None)
 
-    async def _disown(self, version_id: str) -> None:
+    async def _disown(self, entry: Entry, error: DigestMismatchError) -> None:
+        await self._store.remove_version(entry.version.id)
+        self.dropped(entry.version.id)
+
+    async def _drop(self, version_id: str, error: ChecksumMismatchError) -> None:
+        # Until this is done no other download of the version begins.
+        download = self._downloads.pop(version_id, None)
+        if download is not None:
+            await download.stop(error)
         await self._store.remove_version(version_id)
         self.dropped(version_id)
 
@@ -311,6 +343,7 @@ class TaskManager:
                 secret=self._secret,
                 tally=self._tally(version_id),
                 on_idle=self._idle,
+                checksums=self._integrity.begun(version_id),
             )
         return self._downloads[version_id]
 
@@ -327,9 +360,11 @@ class TaskManager:
     def _idle(self, download: Download) -> None:
         if self._downloads.get(download.entry.version.id) is download:
             del self._downloads[download.entry.version.id]
+            if download.entry.landed.full:
+                self._integrity.completed(download.entry)
 
 
 def _named(source: Source) -> tuple[str, StoreKind]:
     """Name a duty's object for operators; its task id was computed by the host that asked."""
-    known = identify(source.url)
+    known = identify(source.url, store=source.store)
     return known.canonical, known.store

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
 from prometheus_client import Counter
 
-from p2p.digests import ExpectedDigest, Hasher, piece_digest
+from p2p.checksums import Crc
+from p2p.digests import Hasher, piece_digest
 from p2p.errors import DamselflyError, DigestMismatchError, StoreError
 from p2p.pagecache import in_thread
 from p2p.tasks import TaskScope
@@ -54,6 +55,20 @@ class WholeReader(Protocol):
 
     def close(self) -> None:
         """Give the claim up."""
+
+
+class Expected(Protocol):
+    """What a whole object is to have: a user's `ExpectedDigest`, or a store's `Checksum`."""
+
+    @property
+    def algorithm(self) -> str:
+        """What it is computed by."""
+
+    def hasher(self) -> Hasher:
+        """Return a hasher to feed the whole object to."""
+
+    def verify(self, hasher: Hasher) -> None:
+        """Raise DigestMismatchError unless the object fed to `hasher` is the expected one."""
 
 
 @dataclass(slots=True)
@@ -91,26 +106,34 @@ class Verification:
 
 
 class ObjectDigests:
-    """Verifies versions against digests. `disown` drops a version, whose id it gets, from this host."""
+    """Verifies versions against digests. `disown` drops what has not the digest that the error tells."""
 
-    def __init__(self, scope: TaskScope, *, disown: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, scope: TaskScope, *, disown: Callable[[Entry, DigestMismatchError], Awaitable[None]]) -> None:
         self._scope = scope
         self._disown = disown
         self._known: OrderedDict[tuple[str, bytes], _Known] = OrderedDict()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    def verify(self, reader: WholeReader, expected: ExpectedDigest) -> Verification:
+    def verify(self, reader: WholeReader, expected: Expected) -> Verification:
         """Begin to verify what `reader`, which is taken over, claims: a whole version, not empty."""
-        work = self._scope.spawn(self._judge(reader, expected), name=f"digest of {reader.entry.version.id}")
-        return Verification(reader, work)
+        return Verification(reader, self.judge(reader, expected))
 
-    async def _judge(self, reader: WholeReader, expected: ExpectedDigest) -> DamselflyError | None:
+    def judge(
+        self, reader: WholeReader, expected: Expected, crcs: Mapping[int, int] = MappingProxyType({})
+    ) -> asyncio.Task[DamselflyError | None]:
+        """Begin to verify a whole version, not empty; returns the task that ends with what is wrong, or None.
+
+        `crcs` are those of pieces, by index: where a CRC is expected they stand for the pieces' bytes.
+        """
+        return self._scope.spawn(self._judge(reader, expected, crcs), name=f"digest of {reader.entry.version.id}")
+
+    async def _judge(self, reader: WholeReader, expected: Expected, crcs: Mapping[int, int]) -> DamselflyError | None:
         entry = reader.entry
         try:
             known = self._recall(entry, expected.algorithm)
             verdict = "known" if known is not None and known.confirmed else "verified"
             if known is None:
-                known = await self._compute(reader, expected)
+                known = await self._compute(reader, expected, crcs)
             expected.verify(known.hasher)
         except DigestMismatchError as error:
             _VERDICTS.labels("mismatch").inc()
@@ -126,7 +149,7 @@ class ObjectDigests:
             )
             if drop:
                 # A client that leaves now must not leave the wrong bytes behind.
-                dropping = self._scope.spawn(self._drop(entry.version.id), name=f"drop of {entry.version.id}")
+                dropping = self._scope.spawn(self._drop(entry, error), name=f"drop of {entry.version.id}")
                 await asyncio.shield(dropping)
             return error
         except DamselflyError as error:
@@ -135,13 +158,14 @@ class ObjectDigests:
         _VERDICTS.labels(verdict).inc()
         return None
 
-    async def _drop(self, version_id: str) -> None:
+    async def _drop(self, entry: Entry, mismatch: DigestMismatchError) -> None:
         try:
-            await self._disown(version_id)
+            await self._disown(entry, mismatch)
         except DamselflyError as error:
+            version_id = entry.version.id
             log.warning("a version with a wrong digest could not be dropped", version=version_id, error=str(error))
 
-    async def _compute(self, reader: WholeReader, expected: ExpectedDigest) -> _Known:
+    async def _compute(self, reader: WholeReader, expected: Expected, crcs: Mapping[int, int]) -> _Known:
         """Hash a version as it lands; who asks for the same meanwhile waits for the result."""
         entry = reader.entry
         key = (entry.version.id, expected.algorithm)
@@ -155,7 +179,13 @@ class ObjectDigests:
             buffer = memoryview(bytearray(_READ_BYTES))
             offset = 0
             while offset < entry.layout.length:
-                stop = min(await reader.ready(offset), offset + _BATCH_BYTES)
+                ready = await reader.ready(offset)
+                index = offset // entry.layout.piece_length
+                if isinstance(hasher, Crc) and index in crcs and offset == entry.layout.offset(index):
+                    hasher.append(crcs[index], entry.layout.size(index))
+                    offset += entry.layout.size(index)
+                    continue
+                stop = min(ready, offset + _BATCH_BYTES)
                 await in_thread(
                     _pool(), entry.fd, partial(_feed, start=offset, stop=stop, hasher=hasher, buffer=buffer)
                 )

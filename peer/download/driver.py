@@ -49,6 +49,7 @@ from peer.core.messages import (
     Tick,
     TransferEnded,
 )
+from peer.download.landing import PieceChecksums
 from peer.store import Entry
 
 log = logger(__name__)
@@ -81,8 +82,9 @@ class TransferPool(Protocol):
         token: str | None,
         digests: Sequence[bytes],
         on_piece: Callable[[int, bytes], None],
+        checksums: PieceChecksums | None = None,
     ) -> None:
-        """Fetch the pieces of `span` from another host, each checked against its digest."""
+        """Fetch the pieces of `span` from another host, each checked against its digest; `checksums` keeps theirs."""
 
     async def from_origin(
         self,
@@ -92,6 +94,7 @@ class TransferPool(Protocol):
         source: Source,
         on_piece: Callable[[int, bytes], None],
         on_overload: Callable[[], None],
+        checksums: PieceChecksums | None = None,
     ) -> None:
         """Fetch the pieces of `span` from the origin; `on_overload` hears of each time that it asks for patience."""
 
@@ -109,6 +112,7 @@ class Download:
 
     `cold` says that the cluster lacked something of what was wanted. `send` takes messages for the version's scheduler
     (and drops them while there is none); `on_idle` is called once, when nothing is wanted, due or under way any more.
+    `checksums` keeps those of the pieces that land.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class Download:
         secret: ClusterSecret | None,
         tally: Tally,
         on_idle: Callable[[Download], None],
+        checksums: PieceChecksums | None = None,
     ) -> None:
         self.entry = entry
         self.scheduler = scheduler
@@ -136,6 +141,7 @@ class Download:
         self._tally = tally
         self._began_with = (tally.origin, tally.parents)
         self._on_idle = on_idle
+        self._checksums = checksums
         self._began = time.monotonic()
         self._core = DownloadCore(
             entry.version,
@@ -242,6 +248,7 @@ class Download:
                 source=command.source,
                 on_piece=on_piece,
                 on_overload=lambda: self.dispatch(OriginOverloaded()),
+                checksums=self._checksums,
             )
             return
         token = self._secret.sign("piece", self.entry.version.id, now=time.time()) if self._secret else None
@@ -252,6 +259,7 @@ class Download:
             token=token,
             digests=command.digests,
             on_piece=on_piece,
+            checksums=self._checksums,
         )
 
     async def _land(self, command: StartTransfer, index: int, digest: bytes) -> DamselflyError | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
+from p2p.checksums import Checksum
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.identity import Task
@@ -69,6 +70,14 @@ class Tasks(Protocol):
 
     async def verify(self, task: Task, version: Version, source: Source, expected: ExpectedDigest) -> Verification:
         """Begin to verify a version, which must not be empty, as its bytes land."""
+
+    async def check(
+        self, task: Task, version: Version, source: Source, checksum: Checksum | None
+    ) -> Verification | None:
+        """Begin to compare a version, which must not be empty, with what its store says of it; None if it is settled.
+
+        Raises ChecksumMismatchError while the version is refused for wrong bytes.
+        """
 
     def prefetch(self, task: Task, version: Version, source: Source) -> None:
         """Bring what is missing of a version here, in the background."""

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
 
+from p2p.checksums import Checksum
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.identity import Task
 from p2p.pieces import PieceLayout
+from p2p.ranges import ByteRange
 from p2p.versions import Version
 from peer.proxy.contract import Reader, Tasks, Verification
 from peer.proxy.exchange import Exchange
@@ -69,17 +71,23 @@ async def delivering(
     version: Version,
     source: Source,
     body: Body,
-    expected: ExpectedDigest | None = None,
+    expected: ExpectedDigest | Checksum | None = None,
 ) -> AsyncIterator[Delivery]:
-    """Want the bytes of `body` of a version while the context lasts; with `expected` the whole object is, to hash it.
+    """Want the bytes of `body` of a version while the context lasts.
 
-    Raises StoreError kinds and StoppingError.
+    With the digest that a user expects the whole object is wanted, to hash it. What its store says (a Checksum, or what
+    it said before) is compared where `body` is the whole object. Raises StoreError kinds, StoppingError, and
+    ChecksumMismatchError for a version that is refused for wrong bytes.
     """
     async with AsyncExitStack() as stack:
         readers = [
             await stack.enter_async_context(await tasks.open(task, version, source, part.wanted)) for part in body.parts
         ]
         verification = None
-        if expected is not None:
+        if not isinstance(expected, ExpectedDigest):
+            if body.parts[0].wanted == ByteRange(0, version.length):
+                claim = await tasks.check(task, version, source, expected)
+                verification = None if claim is None else await stack.enter_async_context(claim)
+        else:
             verification = await stack.enter_async_context(await tasks.verify(task, version, source, expected))
         yield Delivery(body, readers, verification, version.length)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from p2p.digests import ExpectedDigest
-from p2p.errors import DigestMismatchError, OriginError, StoreError, VersionChangedError
+from p2p.errors import ChecksumMismatchError, DigestMismatchError, OriginError, StoreError, VersionChangedError
 from p2p.fields import entity_tags, http_date, single, values
 from p2p.hostapi import Keepable, Refused, Stream
 from p2p.ranges import ByteRange, if_range_matches, not_modified, parse_range
@@ -93,8 +93,8 @@ class Responder:
     async def respond(self, exchange: Exchange, wanted: Wanted) -> None:
         """Answer one exchange. Raises DamselflyError kinds, and ConnectionError when the client is gone.
 
-        An object that is overwritten before the first byte went out is asked for anew, and so is one that the origin
-        does not give any more though its leave was still remembered.
+        An object that is overwritten before the first byte went out is asked for anew, and so are one that the origin
+        does not give any more though its leave was still remembered, and one whose bytes are not what its store says.
         """
         exchange.task_id = wanted.task.id
         # Where this leads may be this peer again: only its name in the request tells it so.
@@ -128,6 +128,11 @@ class Responder:
                     if changed:
                         self._freshness.changed(wanted)
                     return False
+                except ChecksumMismatchError:
+                    # The bytes are gone: once more, from the origin.
+                    if anew or exchange.head_sent:
+                        raise
+                    return False
                 except DigestMismatchError as error:
                     if wanted.content is not None:
                         self._take_as_spoilt(probe.version.id)
@@ -157,7 +162,8 @@ class Responder:
             await exchange.send_head(selection.status, fields, length=None if selection.status == 304 else body.length)
         else:
             exchange.step = "download"
-            async with delivering(self._tasks, wanted.task, probe.version, probe.source, body, expected) as delivery:
+            word = expected or probe.checksum
+            async with delivering(self._tasks, wanted.task, probe.version, probe.source, body, word) as delivery:
                 exchange.cache = _CACHES[await delivery.begin()]
                 fields += (("X-Cache", exchange.cache),)
                 if exchange.cache is not Cache.MISS:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
+from p2p.checksums import Checksum
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.errors import DamselflyError
@@ -80,7 +81,7 @@ class MemoryReader:
 class MemoryVerification:
     """Judges once everything has landed and the test allows it."""
 
-    def __init__(self, tasks: MemoryTasks, expected: ExpectedDigest) -> None:
+    def __init__(self, tasks: MemoryTasks, expected: ExpectedDigest | Checksum) -> None:
         self._tasks = tasks
         self._expected = expected
 
@@ -138,6 +139,11 @@ class MemoryTasks:
         self, task: Task, version: Version, source: Source, expected: ExpectedDigest
     ) -> MemoryVerification:
         return MemoryVerification(self, expected)
+
+    async def check(
+        self, task: Task, version: Version, source: Source, checksum: Checksum | None
+    ) -> MemoryVerification | None:
+        return None if checksum is None else MemoryVerification(self, checksum)
 
     def prefetch(self, task: Task, version: Version, source: Source) -> None:
         self.prefetched.append(Opening(task, version, source, None))
