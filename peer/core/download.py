@@ -19,12 +19,12 @@ itself.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
 from math import inf
 
 from p2p.control import ORIGIN, Assignment, Failed, FailureReason, Landed, Part, Progress, Source, Unwant, Want
 from p2p.pieces import MIB, Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import Version
+from peer.core.flights import Flight, Flights, Sources
 from peer.core.messages import (
     AbortTransfer,
     Assigned,
@@ -59,17 +59,6 @@ PATIENCE_SECONDS = 30.0
 """How long a download bears without a landed piece what its scheduler plans, before it goes to the origin itself."""
 
 _SHUNNED = frozenset({FailureReason.UNREACHABLE, FailureReason.STALLED, FailureReason.BUSY})
-_SOURCE_IS_USELESS = frozenset({FailureReason.ORIGIN_REFUSED, FailureReason.VERSION_CHANGED})
-
-
-@dataclass(slots=True)
-class _Flight:
-    span: Span
-    parent_id: str
-    source: Source | None
-    remaining: set[int]
-    assigned: bool
-    aborting: bool = False
 
 
 class DownloadCore:
@@ -101,14 +90,11 @@ class DownloadCore:
         self._readers: dict[int, Bitmap] = {}
         self._readers_pieces = Bitmap(layout.count)
         """The union of `_readers`, kept because every event asks for it several times."""
-        self._own_sources: dict[int, Source] = {}
-        self._lent_sources: list[Source] = []
-        self._useless: set[Source] = set()
+        self._sources = Sources()
         self._planned: dict[int, Part] = {}
         self._due = Bitmap(layout.count)
         self._assigned_due = Bitmap(layout.count)
-        self._flights: dict[int, _Flight] = {}
-        self._next_transfer = 1
+        self._flights = Flights(layout.count)
         self._last_landing = 0.0
         self._alone_at = scheduler_lost_at + GRACE_SECONDS
 
@@ -175,12 +161,11 @@ class DownloadCore:
         assert not any(index in self.landed for index in self._planned), "a landed piece is planned"
         assert not self._assigned_due - self._due, "assigned to the origin, yet not due"
         assert not any(index in self._due for index in self._planned), "a piece is planned and due"
-        if self.alone and self._sources():
+        if self.alone and self._sources.usable():
             hands = flying | set(self._due) | set(self._planned)
             assert set(self.wanted) <= hands, "alone, and a wanted piece is in no hand"
-        origin_flights = sum(flight.source is not None for flight in self._flights.values())
-        assert origin_flights <= self.pace.highest, "too many requests at the origin"
-        assert len(self._flights) - origin_flights <= PARENT_TRANSFERS, "too many transfers from parents"
+        assert self._flights.from_origin <= self.pace.highest, "too many requests at the origin"
+        assert self._flights.from_parents <= PARENT_TRANSFERS, "too many transfers from parents"
 
     # Events
 
@@ -190,16 +175,14 @@ class DownloadCore:
             self._last_landing = now
         self._readers[event.reader] = Bitmap(self.layout.count, event.spans)
         self._readers_pieces |= self._readers[event.reader]
-        self._own_sources[event.reader] = event.source
-        # Somebody has just proved that this source may read this version.
-        self._useless.discard(event.source)
+        self._sources.bring(event.reader, event.source)
         self._ask(self.wanted - known - self._own_initiative(), commands)
 
     def _disinterest(self, readers: Iterable[int], commands: list[Command]) -> None:
         before = self.wanted
         for reader in readers:
             self._readers.pop(reader, None)
-            self._own_sources.pop(reader, None)
+            self._sources.leave(reader)
         self._readers_pieces = Bitmap(self.layout.count)
         for bitmap in self._readers.values():
             self._readers_pieces |= bitmap
@@ -241,9 +224,7 @@ class DownloadCore:
             self._due -= initiative
             self._ask(initiative & self.wanted, commands)
         if assignment.source is not None:
-            self._useless.discard(assignment.source)
-            if assignment.source not in self._lent_sources:
-                self._lent_sources.append(assignment.source)
+            self._sources.lend(assignment.source)
         wanted = self.wanted
         for part in assignment.parts:
             for index in part.span:
@@ -283,7 +264,7 @@ class DownloadCore:
 
     def _transfer_ended(self, event: TransferEnded, commands: list[Command]) -> None:
         flight = self._flights.pop(event.transfer)
-        if not any(other.source is not None for other in self._flights.values()):
+        if not self._flights.from_origin:
             self.pace.idle()
         unfinished = Bitmap(self.layout.count, spans_of(sorted(flight.remaining)))
         if not unfinished:
@@ -296,7 +277,7 @@ class DownloadCore:
             self._origin_failed(event, event.reason, flight, flight.source, unfinished, commands)
 
     def _parent_failed(
-        self, event: TransferEnded, reason: FailureReason, flight: _Flight, unfinished: Bitmap, commands: list[Command]
+        self, event: TransferEnded, reason: FailureReason, flight: Flight, unfinished: Bitmap, commands: list[Command]
     ) -> None:
         lost = unfinished.copy()
         if reason in _SHUNNED:
@@ -314,14 +295,13 @@ class DownloadCore:
         self,
         event: TransferEnded,
         reason: FailureReason,
-        flight: _Flight,
+        flight: Flight,
         source: Source,
         unfinished: Bitmap,
         commands: list[Command],
     ) -> None:
-        if reason in _SOURCE_IS_USELESS or source in self._lent_sources:
-            self._useless.add(source)
-        if self._sources() and reason is not FailureReason.LOCAL and source in self._useless:
+        self._sources.failed(source, reason)
+        if self._sources.usable() and reason is not FailureReason.LOCAL and self._sources.is_useless(source):
             # Another way to the same bytes is left: another reader's URL, or the one the scheduler lent.
             self._due |= unfinished
             if flight.assigned:
@@ -332,7 +312,7 @@ class DownloadCore:
         self._due.clear()
         self._assigned_due.clear()
         self._report([Failed(span, ORIGIN, reason, event.detail) for span in lost.spans()], commands)
-        if ours and (source in self._own_sources.values() or self.alone or reason is FailureReason.LOCAL):
+        if ours and (self._sources.is_own(source) or self.alone or reason is FailureReason.LOCAL):
             self._give_up(event.transfer, event.detail, commands)
         elif ours and not flight.assigned:
             self._ask_again(unfinished, commands)
@@ -347,26 +327,13 @@ class DownloadCore:
 
     # Parts of several events
 
-    def _sources(self) -> list[Source]:
-        sources = (*self._own_sources.values(), *self._lent_sources)
-        return [source for source in sources if source not in self._useless]
-
-    def _flying(self) -> Bitmap:
-        return Bitmap(
-            self.layout.count,
-            (Span(index, index + 1) for flight in self._flights.values() for index in flight.remaining),
-        )
-
     def _own_initiative(self) -> Bitmap:
         """The pieces this host fetches without the scheduler's knowing: asking for them would fetch them twice."""
-        loose = (f for f in self._flights.values() if not f.assigned and not f.aborting)
-        flying = Bitmap(self.layout.count, (Span(index, index + 1) for f in loose for index in f.remaining))
-        return flying | (self._due - self._assigned_due)
+        return self._flights.unassigned() | (self._due - self._assigned_due)
 
     def _ask(self, pieces: Bitmap, commands: list[Command]) -> None:
         if self._scheduler and pieces:
-            source = next((own for own in self._own_sources.values() if own not in self._useless), None)
-            commands.append(Tell(Want(self.version, pieces.spans(), source)))
+            commands.append(Tell(Want(self.version, pieces.spans(), self._sources.own())))
 
     def _ask_again(self, pieces: Bitmap, commands: list[Command]) -> None:
         planned = Bitmap(self.layout.count, spans_of(sorted(self._planned)))
@@ -381,7 +348,7 @@ class DownloadCore:
         self._disinterest(tuple(self._readers), commands)
 
     @staticmethod
-    def _abort(transfer: int, flight: _Flight, commands: list[Command]) -> None:
+    def _abort(transfer: int, flight: Flight, commands: list[Command]) -> None:
         if not flight.aborting:
             flight.aborting = True
             commands.append(AbortTransfer(transfer))
@@ -392,12 +359,12 @@ class DownloadCore:
             self.alone = True
 
     def _take_what_nobody_plans(self) -> None:
-        if self.alone and self._sources():
+        if self.alone and self._sources.usable():
             planned = Bitmap(self.layout.count, spans_of(sorted(self._planned)))
-            self._due |= self.wanted - self._flying() - planned
+            self._due |= self.wanted - self._flights.pieces() - planned
 
     def _hand_back_what_has_no_source(self, commands: list[Command]) -> None:
-        if self._due and not self._sources():
+        if self._due and not self._sources.usable():
             reason = FailureReason.ORIGIN_REFUSED
             detail = "the request that brought the way to the origin is gone"
             self._report([Failed(span, ORIGIN, reason, detail) for span in self._due.spans()], commands)
@@ -406,21 +373,21 @@ class DownloadCore:
 
     def _despair(self, commands: list[Command]) -> None:
         """Fail the readers that are left when the last way to the origin went with another reader."""
-        if self.alone and not self._flights and not self._planned and not self._sources() and self.wanted:
+        if self.alone and not self._flights and not self._planned and not self._sources.usable() and self.wanted:
             self._give_up(None, "no way to the origin is left", commands)
 
     def _start(self, now: float, commands: list[Command]) -> None:
-        flying = self._flying()
-        while sum(flight.source is None for flight in self._flights.values()) < PARENT_TRANSFERS:
+        flying = self._flights.pieces()
+        while self._flights.from_parents < PARENT_TRANSFERS:
             first = min((index for index in self._planned if index not in flying), default=None)
             if first is None:
                 break
             self._start_parent(first, flying, commands)
-        while sum(flight.source is not None for flight in self._flights.values()) < self.pace.limit:
+        while self._flights.from_origin < self.pace.limit:
             first = (self._due - flying).first()
             if first is None:
                 break
-            self._start_origin(first, flying, self._sources()[0], now, commands)
+            self._start_origin(first, flying, self._sources.usable()[0], now, commands)
 
     def _start_parent(self, first: int, flying: Bitmap, commands: list[Command]) -> None:
         part = self._planned[first]
@@ -431,7 +398,8 @@ class DownloadCore:
         }
         span = self._run(first, same, flying, PARENT_BYTES)
         digests = tuple(self._planned.pop(index).digests[0] for index in span)
-        transfer = self._take_off(span, part.parent_id, None, flying, assigned=True)
+        transfer = self._flights.take_off(span, part.parent_id, None, assigned=True)
+        flying.add(span)
         commands.append(StartTransfer(transfer, span, part.parent_id, part.parent_address, digests))
 
     def _start_origin(self, first: int, flying: Bitmap, source: Source, now: float, commands: list[Command]) -> None:
@@ -444,7 +412,8 @@ class DownloadCore:
         self._due.discard(span)
         self._assigned_due.discard(span)
         self.pace.began(now)
-        transfer = self._take_off(span, ORIGIN, source, flying, assigned=assigned)
+        transfer = self._flights.take_off(span, ORIGIN, source, assigned=assigned)
+        flying.add(span)
         commands.append(StartTransfer(transfer, span, ORIGIN, source=source))
 
     def _run(self, first: int, candidates: Container[int], flying: Bitmap, most_bytes: int) -> Span:
@@ -454,10 +423,3 @@ class DownloadCore:
         while stop - first < most and stop in candidates and stop not in flying:
             stop += 1
         return Span(first, stop)
-
-    def _take_off(self, span: Span, parent_id: str, source: Source | None, flying: Bitmap, *, assigned: bool) -> int:
-        transfer = self._next_transfer
-        self._next_transfer += 1
-        self._flights[transfer] = _Flight(span, parent_id, source, set(span), assigned)
-        flying.add(span)
-        return transfer
