@@ -18,6 +18,7 @@ from p2p.auth import ClusterSecret
 from p2p.control import Failed, FailureReason, Landed, PeerMessage, Progress, Source
 from p2p.errors import (
     CorruptPieceError,
+    CredentialsError,
     DamselflyError,
     DeniedError,
     OriginError,
@@ -386,6 +387,7 @@ def failure_reason(error: DamselflyError) -> FailureReason:
         (CorruptPieceError, FailureReason.CORRUPT),
         (OriginRefusedError, FailureReason.ORIGIN_REFUSED),
         (DeniedError, FailureReason.ORIGIN_REFUSED),
+        (CredentialsError, FailureReason.ORIGIN_REFUSED),
         (VersionChangedError, FailureReason.VERSION_CHANGED),
         (OriginError, FailureReason.ORIGIN_FAILED),
         (StoreError, FailureReason.LOCAL),
