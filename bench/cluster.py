@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 from bench.process import Child, ChildError
 from p2p.auth import ClusterSecret, authorization
@@ -62,8 +62,20 @@ class Daemon:
         return self.child.log
 
 
+class Watcher(Protocol):
+    """Looks at clusters as they end."""
+
+    def stopping(self, daemon: Daemon) -> None:
+        """Hear of a daemon that runs and is about to be stopped."""
+
+    def stopped(self, cluster: LocalCluster) -> None:
+        """Hear of a cluster whose daemons have all ended, and whose directory is still there."""
+
+
 class LocalCluster:
     """Runs `scheduler`, `seed-1`, …, `peer-1`, …: a context manager; entering waits until all are ready."""
+
+    watchers: ClassVar[list[Watcher]] = []
 
     def __init__(
         self,
@@ -89,7 +101,7 @@ class LocalCluster:
         self._given_directory = directory
         self._ports: dict[str, Mapping[str, str]] = dict(_DEFAULT_PORTS) if default_ports else {}
         self._arguments = arguments or {}
-        self._program = tuple(program)
+        self.program = tuple(program)
         self._ready_seconds = ready_seconds
         self._echo = echo
         self._daemons: dict[str, Daemon] = {}
@@ -134,6 +146,7 @@ class LocalCluster:
 
     def stop(self, name: str) -> int:
         """Let one daemon drain and stop (SIGTERM); returns its exit code."""
+        self._announce(self._daemons[name])
         child = self._daemons[name].child
         self._stopping.add(child.pid)
         child.terminate()
@@ -196,7 +209,7 @@ class LocalCluster:
     def _command(self, name: str) -> list[str]:
         role = self._names[name]
         ports = self._ports.get(name, {})
-        command = [*self._program, "scheduler" if role == "scheduler" else "peer"]
+        command = [*self.program, "scheduler" if role == "scheduler" else "peer"]
         if role == "seed":
             command.append("--seed")
         for kind, flag in _LISTEN_FLAGS[role].items():
@@ -216,7 +229,13 @@ class LocalCluster:
         if daemon is not None and daemon.pid not in self._stopping:
             self._ended.put(name)
 
+    def _announce(self, daemon: Daemon) -> None:
+        for watcher in self.watchers if daemon.child.is_running() else ():
+            watcher.stopping(daemon)
+
     def _stop_all(self) -> None:
+        for daemon in self._daemons.values():
+            self._announce(daemon)
         for roles in (("seed", "peer"), ("scheduler",)):
             tier = [daemon.child for daemon in reversed(self._daemons.values()) if daemon.role in roles]
             for child in tier:
@@ -225,6 +244,8 @@ class LocalCluster:
             deadline = time.monotonic() + _STOP_SECONDS
             for child in tier:
                 child.join(deadline)
+        for watcher in self.watchers:
+            watcher.stopped(self)
 
 
 def _make(directory: Path) -> None:

@@ -13,6 +13,7 @@ from bench.origin_client import OriginClient, running_origin
 from tests.support.daemons import running_cluster
 from tests.support.moto import running_moto
 from tests.support.radosgw import running_radosgw
+from tests.support.secrets import WATCH, watching
 from tests.support.servers import S3Server, tail
 
 # Hypothesis draws the same examples in every run, and never judges by the clock.
@@ -47,6 +48,18 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
     """A scheduler, a seed and two peers, each a process of its own; the test may kill them."""
     with running_cluster(tmp_path / "cluster") as started:
         yield started
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _watch_for_secrets() -> Iterator[None]:
+    """Have what every cluster leaves behind looked at; `test_zz_no_secrets.py` says what was found."""
+    with watching(WATCH):
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the test that says what secrets were found come after all that might leave one."""
+    items.sort(key=lambda item: item.path.name == "test_zz_no_secrets.py")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,6 +17,7 @@ from azure.storage.blob import BlobSasPermissions, BlobServiceClient, ContainerS
 from azure.storage.blob import generate_blob_sas as blob_sas
 from azure.storage.blob import generate_container_sas as container_sas
 
+from tests.support.secrets import secret
 from tests.support.servers import free_port, require_programs, wait_listening
 
 ACCOUNT = "models"
@@ -59,7 +60,7 @@ def running_azurite(directory: Path) -> Iterator[BlobServer]:
     Its log stays in `directory`. Raises ServerError if it does not start.
     """
     require_programs("Azurite", ["azurite-blob"], ["npm", "&&", "npm", "install", "--global", "azurite"])
-    port, key = free_port(), base64.b64encode(secrets.token_bytes(32)).decode()
+    port, key = free_port(), secret("Azurite's account key", base64.b64encode(secrets.token_bytes(32)).decode())
     log = directory / "azurite.log"
     options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence", "--disableTelemetry"]
     with log.open("ab") as file:

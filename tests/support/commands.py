@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.process import Child
+from tests.support.secrets import WATCH
 
 DAMSELFLY = (sys.executable, "-m", "damselfly")
 DEADLINE = 60.0
@@ -25,7 +26,9 @@ NOWHERE = "127.0.0.1:1"
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
-    return subprocess.run([*DAMSELFLY, *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    done = subprocess.run([*DAMSELFLY, *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    WATCH.text("command", f"output of damselfly {arguments[0]}", f"{done.stdout}\n{done.stderr}".encode())
+    return done
 
 
 def peer_arguments(data_dir: Path, **flags: str) -> list[str]:
@@ -65,10 +68,15 @@ class Daemon:
 
 @contextlib.contextmanager
 def running_daemon(arguments: list[str], log: Path) -> Iterator[Daemon]:
-    """Run a daemon; what is left of it in the end is killed."""
+    """Run a daemon; what is left of it in the end is killed. What it leaves behind is looked at for secrets."""
     daemon = Daemon(arguments, log)
     try:
         yield daemon
     finally:
         if daemon.child.is_running():
+            WATCH.pages(arguments[0], daemon.addresses["http"])
             daemon.child.kill()
+        WATCH.log(log)
+        for flag in ("--data-dir", "--state-dir"):
+            if flag in arguments:
+                WATCH.directory(Path(arguments[arguments.index(flag) + 1]))

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.cluster import LocalCluster
+from tests.support.secrets import WATCH
 from tests.support.servers import require_programs
 
 CLIENT_SECONDS = 30.0
@@ -71,7 +72,10 @@ def fetch(
     """Ask for `url` as `open_url` does and return the whole answer; raises IncompleteRead if the body ends early."""
     with open_url(url, proxy=proxy, method=method, headers=headers) as response:
         fields = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, fields, response.read())
+        answer = Answer(response.status, fields, response.read())
+    if proxy and answer.status >= 400:
+        WATCH.text("error", f"answer {answer.status} of a proxy", answer.body)
+    return answer
 
 
 def exchange(address: str, request: bytes) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.support.secrets import secret
 from tests.support.servers import S3Server, ServerError, free_port, require_programs, s3_client, tail, wait_listening
 
 _PROGRAMS = ("ceph-authtool", "monmaptool", "osdmaptool", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "setpriv")
@@ -76,7 +77,8 @@ def running_radosgw(directory: Path) -> Iterator[S3Server]:
     with ExitStack() as stack:
         for daemon in (["ceph-mon", "--id", "a"], ["ceph-osd", "--id", "0"]):
             stack.enter_context(cluster.daemon(daemon))
-        access_key, secret_key = secrets.token_hex(10).upper(), secrets.token_hex(20)
+        access_key = secrets.token_hex(10).upper()
+        secret_key = secret("the key of radosgw's user", secrets.token_hex(20))
         # Blocks until the monitor and the OSD can serve it, so it is their readiness check as well.
         user = ["--uid", "test", "--display-name", "test", "--access-key", access_key, "--secret-key", secret_key]
         cluster.run("radosgw-admin", "--name", _GATEWAY, "user", "create", *user)

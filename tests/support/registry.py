@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.clients import Outcome, run
+from tests.support.secrets import secret
 from tests.support.servers import free_port, require_programs, wait_listening
 
 USER, PASSWORD = "puller", "secret"
 AS_IT_IS = ("--preserve-digests", "--dest-tls-verify=false")
 """Arguments of a `skopeo copy` to a registry that is to have the image's very bytes: skopeo would compress them."""
-TOKEN = "a-token-of-the-tests"
+TOKEN = secret("the token of the registry's tests", "a-token-of-the-tests")
 
 _START_SECONDS = 30.0
 # bcrypt of PASSWORD, with few rounds: the registry compares it at every request.

@@ -14,9 +14,10 @@ from bench.process import ChildError
 from tests.integration.wire.conftest import CONTENT, SIGNED
 from tests.support.clients import curl, replay, triton, triton_request
 from tests.support.daemons import exchange, fetch
+from tests.support.secrets import secret
 from tests.unit.source.raw_origin import RawOrigin, response
 
-PASSWORD = "hush-hush"
+PASSWORD = secret("the password of the proxy's user", "hush-hush")
 AUTH = {"Proxy-Authorization": "Basic " + base64.b64encode(f"triton:{PASSWORD}".encode()).decode()}
 RULES = r"""
 [[rules]]
