@@ -211,8 +211,10 @@ def _watch(api: SchedulerApi, job: dict[str, Any], sleep: Callable[[float], None
         if screen.is_terminal
         else (contextlib.nullcontext()) as live
     ):
+        pause = _POLL_SECONDS / 16  # small objects are there in no time
         while job["state"] == "running":
-            sleep(_POLL_SECONDS)
+            sleep(pause)
+            pause = min(2 * pause, _POLL_SECONDS)
             job = api.call("GET", f"/v1/preheats/{job['id']}")
             if live is not None:
                 live.update(_progress(job), refresh=True)

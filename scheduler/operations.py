@@ -159,7 +159,8 @@ def _by_version(held: Mapping[str, Sequence[HeldVersion]], prefix: str) -> list[
     copies: dict[str, list[HeldVersion]] = {}
     for rows in held.values():
         for row in rows:
-            if row.object.startswith(prefix) or row.task_id.startswith(prefix):
+            # A prefix may be a plain URL, of which nothing tells in which store's dialect its objects were asked for.
+            if any(text.startswith(prefix) for text in (row.object, row.object.partition("+")[2], row.task_id)):
                 copies.setdefault(row.version_id, []).append(row)
     found = [
         {

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How often targets are asked how far they are, and when they are given up; seconds."""
+    """How often targets are asked how far they are (at first more often), and when they are given up; seconds."""
 
     poll: float = 1.0
     silence: float = 15.0
@@ -346,6 +346,7 @@ class _Bringing:
         """Return when nothing more is to be expected of the host."""
         heard = moved = self._clock()
         seen: object = None
+        pause = self._patience.poll / 16  # small objects are there in no time
         while self._waiting or self._ordered:
             try:
                 await self._order()
@@ -364,7 +365,8 @@ class _Bringing:
                 self._give_up(f"nothing moved for {self._patience.standstill:.0f} s; the host was given up")
                 return
             if self._ordered or self._waiting:
-                await asyncio.sleep(self._patience.poll)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, self._patience.poll)
 
     async def _order(self) -> None:
         while self._waiting and len(self._ordered) < _OUTSTANDING:
