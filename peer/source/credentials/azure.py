@@ -208,6 +208,8 @@ def _identity(auth_type: str, client_id: str) -> Any:
         exclude_visual_studio_code_credential=True,
         exclude_interactive_browser_credential=True,
         exclude_broker_credential=True,
+        # An authority that the operator names is trusted: the public cloud may not be within reach to vouch for it.
+        disable_instance_discovery="AZURE_AUTHORITY_HOST" in os.environ,
         **chosen,
     )
 

@@ -6,6 +6,7 @@ about 17 MiB, so it is imported when a token is fetched.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from datetime import UTC
@@ -56,12 +57,15 @@ def entry_signer(described: str, path: Path, *, clock: Clock) -> GCSSigner:
     """Return the signer for one entry of the credential file: the path of a file that google-auth understands."""
 
     def fetch() -> Lease[str | None]:
-        import google.auth
         from google.auth.exceptions import GoogleAuthError
 
         try:
-            # It has annotations for its parameters only.
-            found, _ = google.auth.load_credentials_from_file(str(path), scopes=[_SCOPE])  # type: ignore[no-untyped-call]
+            found = _read(path)
+        except KeyError:
+            raise CredentialsError(
+                f"{described} cannot be read from {path}: its type is not service_account, authorized_user or "
+                "external_account"
+            ) from None
         except (GoogleAuthError, ValueError, OSError) as error:
             raise CredentialsError(f"{described} cannot be read from {path} ({type(error).__name__})") from None
         return _refreshed(found, described, clock)
@@ -93,6 +97,20 @@ def chain_signer(described: str, *, clock: Clock) -> GCSSigner:
         return _refreshed(found, described, clock)
 
     return GCSSigner(described, fetch, _hinted, clock=clock)
+
+
+def _read(path: Path) -> Any:
+    """Return the credentials in a file. Raises KeyError for an unknown type, ValueError for what is no such file."""
+    from google.auth import identity_pool
+    from google.oauth2 import credentials, service_account
+
+    info = json.loads(path.read_text())
+    makers: dict[str, Callable[..., Any]] = {
+        "service_account": service_account.Credentials.from_service_account_info,
+        "authorized_user": credentials.Credentials.from_authorized_user_info,
+        "external_account": identity_pool.Credentials.from_info,
+    }
+    return makers[info["type"] if isinstance(info, dict) else ""](info, scopes=[_SCOPE])
 
 
 def _refreshed(found: Any, described: str, clock: Clock) -> Lease[str | None]:
