@@ -114,6 +114,10 @@ def scheduler(
         Path | None,
         typer.Option(help="Where piece digests outlive a restart; without it they are kept in memory only."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What the cluster may ask of each origin (docs/origin-budgets.md)."),
+    ] = None,
     cluster_secret_file: SecretFile = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -123,6 +127,7 @@ def scheduler(
         http=http_listen,
         state_dir=state_dir,
         cluster_secret_file=cluster_secret_file,
+        config_file=config,
         log_level=log_level,
     )
     raise typer.Exit(run_scheduler(settings))
@@ -199,6 +204,13 @@ def peer(
             help="The container registry to ask for clients of the mirror (/v2/…) that name none.",
         ),
     ] = None,
+    cloud_credentials: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Credentials for s3://, gs://, as:// … (Triton's cloud_credential.json; docs/credentials.md).",
+        ),
+    ] = None,
     cluster_secret_file: SecretFile = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -213,6 +225,7 @@ def peer(
         advertise=advertise,
         host_id=host_id,
         registry_upstream=registry_upstream,
+        cloud_credentials=cloud_credentials,
         cluster_secret_file=cluster_secret_file,
         config_file=config,
         origin_ca_file=origin_ca_file,

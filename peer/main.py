@@ -14,7 +14,7 @@ from aiohttp import web
 
 from p2p.auth import ClusterSecret, is_loopback, require_secret
 from p2p.config import Address
-from p2p.control import Hello, SchedulerMessage, Seeds
+from p2p.control import Allowance, Hello, SchedulerMessage, Seeds
 from p2p.daemon import StopSignals, bound, listen, run_daemon
 from p2p.errors import ConfigError, StoreError
 from p2p.tasks import TaskScope
@@ -31,6 +31,7 @@ from peer.proxy.server import ProxyServer
 from peer.settings import Configuration, load_configuration
 from peer.source.client import OriginClient, OriginSettings
 from peer.source.credentials import Credentials
+from peer.source.governor import Governor
 from peer.source.guard import Resolver
 from peer.source.http import Prober
 from peer.source.listing import list_objects
@@ -136,15 +137,22 @@ async def _run(
     resolver = Resolver(configuration.guard)
     credentials_file = settings.cloud_credentials or configuration.cloud_credentials
     credentials = Credentials.load(credentials_file) if credentials_file else Credentials()
-    transfers = Transfers(TransferSettings(origin=origin), resolver=resolver, signer=credentials)
-    client = OriginClient(origin, resolver=resolver, credentials=credentials)
+    governor = Governor(ceiling=configuration.ceiling)
+    transfers = Transfers(TransferSettings(origin=origin), resolver=resolver, signer=credentials, governor=governor)
+    client = OriginClient(origin, resolver=resolver, credentials=credentials, governor=governor)
     seeds = SeedClient(host_id, secret)
 
     def heard(message: SchedulerMessage) -> None:
         if isinstance(message, Seeds):
             seeds.told(message)
+        elif isinstance(message, Allowance):
+            governor.told(message)
         else:
             tasks.told(message)
+
+    def changed() -> None:
+        governor.scheduler_changed()
+        tasks.scheduler_changed()
 
     try:
         async with TaskScope() as scope:
@@ -155,7 +163,7 @@ async def _run(
                         hello,
                         secret,
                         holdings=store.holdings,
-                        on_change=lambda: tasks.scheduler_changed(),
+                        on_change=changed,
                         on_message=heard,
                     )
                     for address in settings.schedulers
@@ -201,6 +209,7 @@ async def _run(
             await pieces.start(sockets["pieces"])
             scope.spawn(tasks.run(), name="duties")
             scope.spawn(links.run(), name="links")
+            scope.spawn(governor.run(links), name="origin budgets")
             # A client that comes in the very first moment would be served from the origin, past the fleet.
             await links.settle(_FIRST_SESSION_SECONDS)
             await proxy.start(sockets["proxy"])

@@ -12,7 +12,7 @@ from enum import Enum
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from p2p.control import ORIGIN, Assignment, Hello, PeerMessage, SchedulerMessage
+from p2p.control import ORIGIN, Assignment, Hello, OriginLoad, PeerMessage, SchedulerMessage
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
 from scheduler.core.budget import OriginView
@@ -29,6 +29,7 @@ from scheduler.core.messages import (
     Send,
     Suspect,
     Tick,
+    UsedOrigins,
     event_of,
 )
 from scheduler.core.state import HostView, SchedulerCore, SwarmView
@@ -42,6 +43,24 @@ INBOX_EVENTS = 4096
 OUTBOX_MESSAGES = 1024
 """Messages that wait for one host; a host that lets more pile up is dropped."""
 
+LABELLED_ORIGINS = 64
+"""So many origins have metrics of their own; the rest are "other"."""
+
+_ORIGIN_REQUESTS = Counter(
+    "damselfly_scheduler_origin_requests_total",
+    "Requests that hosts report from origins with a budget",
+    ["origin"],
+    registry=REGISTRY,
+)
+_ORIGIN_CHECKS = Counter(
+    "damselfly_scheduler_origin_checks_total", "Those of them for one byte", ["origin"], registry=REGISTRY
+)
+_ORIGIN_REFUSED = Counter(
+    "damselfly_scheduler_origin_refused_total", "Those of them answered 429 or 503", ["origin"], registry=REGISTRY
+)
+_ORIGIN_BYTES = Counter(
+    "damselfly_scheduler_origin_bytes_total", "Bytes of their answers", ["origin"], registry=REGISTRY
+)
 _HOSTS = Gauge("damselfly_scheduler_hosts", "Hosts with an open session", registry=REGISTRY)
 _VERSIONS = Gauge("damselfly_scheduler_versions", "Versions that somebody holds or wants", registry=REGISTRY)
 _EVENTS = Counter("damselfly_scheduler_events_total", "Events applied, by kind", ["kind"], registry=REGISTRY)
@@ -99,6 +118,7 @@ class Driver:
         self._inbox: asyncio.Queue[Event] = asyncio.Queue(INBOX_EVENTS)
         self._sessions: dict[str, HostSession] = {}
         self._left: dict[str, None] = {}
+        self._labels: set[str] = set()
 
     async def join(self, hello: Hello) -> HostSession:
         """Open a session for a host; one that it still has is replaced."""
@@ -188,8 +208,20 @@ class Driver:
 
     def _apply(self, event: Event, scope: TaskScope) -> None:
         _EVENTS.labels(type(event).__name__).inc()
+        if isinstance(event, UsedOrigins):
+            for load in event.use.loads:
+                self._count(load)
         for command in self._core.apply(event, now=self._clock()):
             self._obey(command, scope)
+
+    def _count(self, load: OriginLoad) -> None:
+        if len(self._labels) < LABELLED_ORIGINS:
+            self._labels.add(load.origin)
+        label = load.origin if load.origin in self._labels else "other"
+        _ORIGIN_REQUESTS.labels(label).inc(load.requests)
+        _ORIGIN_CHECKS.labels(label).inc(load.checks)
+        _ORIGIN_REFUSED.labels(label).inc(load.refused)
+        _ORIGIN_BYTES.labels(label).inc(load.bytes)
 
     def _obey(self, command: Command, scope: TaskScope) -> None:
         match command:

@@ -28,6 +28,7 @@ from scheduler.journal import Journal
 from scheduler.operations import routes
 from scheduler.preheat import Preheats
 from scheduler.service import Service
+from scheduler.settings import Configuration, load_configuration
 
 log = logger(__name__)
 
@@ -44,6 +45,7 @@ class SchedulerSettings:
     state_dir: Path | None = None
     """Where digests outlive a restart; None: they are kept in memory."""
     cluster_secret_file: Path | None = None
+    config_file: Path | None = None
     log_level: str = "info"
 
 
@@ -55,6 +57,7 @@ def run(settings: SchedulerSettings) -> int:
 async def _serve(settings: SchedulerSettings) -> None:
     secret = ClusterSecret.load(settings.cluster_secret_file) if settings.cluster_secret_file else None
     require_secret(secret, settings.grpc.host, settings.http.host)
+    configuration = load_configuration(settings.config_file) if settings.config_file else Configuration()
     stopping = StopSignals()
 
     server = open_server(secret)
@@ -63,7 +66,8 @@ async def _serve(settings: SchedulerSettings) -> None:
     try:
         grpc_port = _listen_grpc(server, settings.grpc)
         journal = await Journal.open(settings.state_dir)
-        driver = Driver(SchedulerCore(random=random.Random()), journal, clock=asyncio.get_running_loop().time)  # noqa: S311  # breaks ties
+        core = SchedulerCore(random=random.Random(), budgets=configuration.origin_budgets)  # noqa: S311  # breaks ties
+        driver = Driver(core, journal, clock=asyncio.get_running_loop().time)
         add_SchedulerServicer_to_server(Service(driver, secret), server)
         async with _fleet(driver, secret) as fleet, TaskScope() as scope:
             scope.spawn(driver.run(), name="scheduler")
