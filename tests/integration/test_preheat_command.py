@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from bench.origin_client import OriginClient, RemoteObject
 from bench.reader import Reader
 from damselfly.cli import app
 from p2p.identity import identify
+from tests.support.daemons import fetch
+from tests.support.servers import S3Server
 
 MIB = 1024 * 1024
 SIZE = 24 * MIB + 99
@@ -182,3 +186,28 @@ def test_without_the_secret_nothing_is_told(labelled: LocalCluster) -> None:
     where = ["--scheduler-http", labelled["scheduler"].addresses["http"]]
     done = CliRunner().invoke(app, ["ls", *where])
     assert (done.exit_code, "answered 401" in done.stderr) == (1, True)
+
+
+def test_a_tree_is_preheated_by_its_native_name_and_read_by_presigned_urls(tmp_path: Path, moto_s3: S3Server) -> None:
+    tree = {"resnet/config.pbtxt": b"name: 'resnet'\n", "resnet/1/model a+b.onnx": os.urandom(9 * MIB), "other": b"x"}
+    bucket = f"models-{uuid.uuid4().hex[:8]}"
+    moto_s3.client.create_bucket(Bucket=bucket)
+    for key, data in tree.items():
+        moto_s3.client.put_object(Bucket=bucket, Key=key, Body=data)
+    keys = tmp_path / "cloud_credential.json"
+    keys.write_text(json.dumps({"s3": {"": {"key_id": "test", "secret_key": "test", "region": "us-east-1"}}}))
+    prefix = f"s3://{moto_s3.endpoint}/{bucket}/resnet/"
+    with LocalCluster(
+        peers=1, seeds=1, directory=tmp_path / "cluster", arguments={"seed": ("--cloud-credentials", str(keys))}
+    ) as cluster:
+        job = asked(cluster, "preheat", prefix, "--recursive", "--wait")
+        assert (job["state"], len(job["items"])) == ("done", 2)
+        assert len(asked(cluster, "ls", prefix)["versions"]) == 2
+        for key in ("resnet/config.pbtxt", "resnet/1/model a+b.onnx"):
+            answer = fetch(moto_s3.presign(bucket, key), proxy=cluster["peer-1"].addresses["proxy"])
+            assert (answer.status, answer.body == tree[key]) == (200, True)
+            assert "HIT-LOCAL" in answer.headers["x-cache"].upper()
+        status, output, _ = run(cluster, "rm", prefix + "config.pbtxt")
+        assert (status, output) == (0, "removed from 2 hosts: peer-1, seed-1\n")
+        status, _, errors = run(cluster, "preheat", f"{prefix}nothing/", "--recursive", "--wait")
+        assert (status, f"{bucket}" in errors) == (1, True)
