@@ -137,12 +137,14 @@ class _Race(Generic[T]):
         if not self._claimed:
             _HEDGES.labels("failed").inc()
             return None
-        _HEDGES.labels("won").inc()
-        self._patience.ended(progress)
-        return hedge.result()
+        outcome = hedge.result()
+        if outcome.error is None:
+            self._patience.ended(progress)
+        return outcome
 
     async def _claim(self) -> None:
         self._claimed = True
+        _HEDGES.labels("won").inc()
         self._first.cancel()
         await asyncio.wait((self._first,))
 

@@ -14,6 +14,7 @@ from p2p.digests import piece_digest
 from p2p.pieces import PieceLayout, Span
 from p2p.ranges import ByteRange, format_content_range, parse_range
 from p2p.versions import ValidatorKind, Version
+from peer.source.governor import Governor
 
 KIB = 1024
 CONTENT = random.Random(11).randbytes(1000 * KIB + 321)
@@ -42,6 +43,13 @@ class FileTarget:
     def holds(self, span: Span) -> bool:
         wanted = LAYOUT.bytes_of(span)
         return self.path.read_bytes()[wanted.start : wanted.stop] == CONTENT[wanted.start : wanted.stop]
+
+
+class Restless(Governor):
+    """Leaves no origin alone: the pauses that transfers make themselves are what is looked at."""
+
+    def refused(self, *_: object) -> None:
+        pass
 
 
 class Pieces(list[tuple[int, bytes]]):

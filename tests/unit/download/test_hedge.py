@@ -25,6 +25,7 @@ from peer.download.pool import DEAD_SECONDS, Addresses
 from peer.download.transfer import Transfers, TransferSettings
 from peer.source.client import OriginSettings
 from peer.source.fields import Fields
+from peer.source.governor import Governor, Permit
 from peer.source.guard import Resolver
 from tests.unit.download.support import (
     CONTENT,
@@ -35,6 +36,7 @@ from tests.unit.download.support import (
     FileTarget,
     Pieces,
     Request,
+    Restless,
     ScriptedServer,
     StallError,
     body,
@@ -275,6 +277,61 @@ async def test_requests_are_signed_as_they_are_made(target: FileTarget, lasting:
     assert [request.headers["authorization"] for request in server.requests] == ["Bearer 1", "Bearer 1", "Bearer 2"]
 
 
+class Budget(Governor):
+    """Gives leave at once, and lets nobody read on after the first bytes if it is `tight`."""
+
+    def __init__(self, *, tight: bool) -> None:
+        self.tight = tight
+        self.taken = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self.leaves = 0
+        self.refusals: list[float] = []
+
+    @asynccontextmanager
+    async def request(self, url: str, *, check: bool = False, listing: bool = False) -> AsyncIterator[Permit]:
+        budget = self
+
+        class Leave(Permit):
+            def __init__(self) -> None:
+                budget.leaves += 1
+
+            def take(self, size: int) -> float:
+                budget.loop.call_soon_threadsafe(budget.taken.set)
+                return 3600.0 if budget.tight else 0.0
+
+            def refused(self, seconds: float = 0.0) -> None:
+                budget.refusals.append(seconds)
+
+        yield Leave()
+
+
+async def test_every_request_needs_leave_and_hears_when_it_is_refused(target: FileTarget) -> None:
+    budget = Budget(tight=False)
+
+    async def no_pause(_: float) -> None:
+        pass
+
+    async with serving(status(503, "Retry-After: 2"), cut(150 * KIB), sound) as server:
+        transfers = Transfers(TransferSettings(workers=4, origin=PATIENT), governor=budget, sleep=no_pause)
+        await transfers.from_origin(target, EVERYTHING, source=Source(server.url), on_piece=Pieces())
+        await transfers.close()
+    assert (budget.leaves, budget.refusals) == (3, [2.0])
+
+
+async def test_a_transfer_that_may_not_read_on_can_be_cancelled_at_once(target: FileTarget) -> None:
+    budget = Budget(tight=True)
+    async with serving(sound) as server:
+        transfers = Transfers(TransferSettings(workers=4, origin=PATIENT), governor=budget)
+        fetching = asyncio.ensure_future(
+            transfers.from_origin(target, EVERYTHING, source=Source(server.url), on_piece=Pieces())
+        )
+        await budget.taken.wait()
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        await transfers.close()
+
+
 async def test_overload_is_told_and_counted(target: FileTarget) -> None:
     told: list[None] = []
     refused = requests("piece", "refused")
@@ -284,7 +341,7 @@ async def test_overload_is_told_and_counted(target: FileTarget) -> None:
         pauses.append(seconds)
 
     async with serving(status(503), status(429, "Retry-After: 3"), sound) as server:
-        transfers = Transfers(TransferSettings(workers=4, origin=PATIENT), sleep=pause)
+        transfers = Transfers(TransferSettings(workers=4, origin=PATIENT), governor=Restless(), sleep=pause)
         await transfers.from_origin(
             target,
             EVERYTHING,

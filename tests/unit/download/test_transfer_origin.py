@@ -34,6 +34,7 @@ from tests.unit.download.support import (
     FileTarget,
     Pieces,
     Request,
+    Restless,
     Script,
     ScriptedServer,
     StallError,
@@ -70,7 +71,10 @@ def target(tmp_path: Path) -> Iterator[FileTarget]:
 @asynccontextmanager
 async def running(origin: OriginSettings = PATIENT, pauses: Pauses | None = None) -> AsyncIterator[Transfers]:
     transfers = Transfers(
-        TransferSettings(workers=4, origin=origin), random=Random(1), sleep=Pauses() if pauses is None else pauses
+        TransferSettings(workers=4, origin=origin),
+        governor=Restless(),
+        random=Random(1),
+        sleep=Pauses() if pauses is None else pauses,
     )
     try:
         yield transfers
