@@ -131,6 +131,22 @@ async def test_a_kept_alive_connection_that_is_dead_is_replaced(client: OriginCl
     assert origin.connections == 2
 
 
+@pytest.mark.parametrize(
+    "to_a_range",
+    [
+        pytest.param(response(416, body=b"<Error><Code>InvalidRange</Code></Error>"), id="radosgw"),
+        pytest.param(response(206, "Content-Range: bytes 0--1/0", 'ETag: "v1"'), id="azurite"),
+    ],
+)
+async def test_an_empty_object_is_known_however_its_store_says_so(
+    client: OriginClient, origin: RawOrigin, to_a_range: bytes
+) -> None:
+    origin.answer = lambda request: to_a_range if request.field("Range") else response(200, 'ETag: "v1"')
+    found = await probe(client, origin.base + "/empty")
+    assert isinstance(found, Keepable)
+    assert (found.version.length, found.version.validator) == (0, '"v1"')
+
+
 async def test_an_empty_object_is_described_by_its_own_answer(client: OriginClient, origin: RawOrigin) -> None:
     origin.answer = serving(b"", "Content-Type: text/empty")
     found = await probe(client, origin.base + "/empty")
