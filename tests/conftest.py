@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from bench.cluster import LocalCluster
 from bench.origin_client import OriginClient, running_origin
+from tests.support.azurite import BlobServer, running_azurite
 from tests.support.daemons import running_cluster
 from tests.support.moto import running_moto
 from tests.support.radosgw import running_radosgw
@@ -33,6 +34,13 @@ def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def moto_s3() -> Iterator[S3Server]:
     """A thread with the S3 server of moto; it takes any signature."""
     with running_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServer]:
+    """Azure's emulator of its blob service; it verifies shared access signatures."""
+    with running_azurite(tmp_path_factory.mktemp("azurite")) as server:
         yield server
 
 

@@ -54,15 +54,18 @@ class BlobServer:
 
 
 @contextmanager
-def running_azurite(directory: Path) -> Iterator[BlobServer]:
+def running_azurite(directory: Path, *, certificate: tuple[Path, Path] | None = None) -> Iterator[BlobServer]:
     """Run the blob service, data in memory, while the context lasts; skips the test where it is missing.
 
-    Its log stays in `directory`. Raises ServerError if it does not start.
+    With a `certificate` (its file, which also vouches for it, and the key's) it speaks HTTPS. Its log stays in
+    `directory`. Raises ServerError if it does not start.
     """
     require_programs("Azurite", ["azurite-blob"], ["npm", "&&", "npm", "install", "--global", "azurite"])
     port, key = free_port(), secret("Azurite's account key", base64.b64encode(secrets.token_bytes(32)).decode())
     log = directory / "azurite.log"
     options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence", "--disableTelemetry"]
+    if certificate is not None:
+        options += ["--cert", str(certificate[0]), "--key", str(certificate[1])]
     with log.open("ab") as file:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "azurite-blob", *options, "--skipApiVersionCheck"],
@@ -74,8 +77,10 @@ def running_azurite(directory: Path) -> Iterator[BlobServer]:
         )
     try:
         wait_listening(process, port, log, seconds=_START_SECONDS)
-        endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
-        with BlobServiceClient(endpoint, credential={"account_name": ACCOUNT, "account_key": key}) as client:
+        endpoint = f"{'https' if certificate else 'http'}://127.0.0.1:{port}/{ACCOUNT}"
+        verify: dict[str, Any] = {"connection_verify": str(certificate[0])} if certificate else {}
+        account = {"account_name": ACCOUNT, "account_key": key}
+        with BlobServiceClient(endpoint, credential=account, **verify) as client:
             yield BlobServer(endpoint, key, client)
     finally:
         process.kill()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bench.cluster import LocalCluster
-from tests.support.azurite import BlobServer, running_azurite
 from tests.support.daemons import running_cluster
 from tests.support.origins import running_raw_origin
 from tests.unit.source.raw_origin import RawOrigin, serving
@@ -88,10 +87,3 @@ def signed(store: RawOrigin) -> str:
 def file(tmp_path: Path) -> Path:
     """Where a client may put what it downloads."""
     return tmp_path / "downloaded"
-
-
-@pytest.fixture(scope="session")
-def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServer]:
-    """Azure's emulator of its blob service; it verifies shared access signatures."""
-    with running_azurite(tmp_path_factory.mktemp("azurite")) as server:
-        yield server
