@@ -119,6 +119,8 @@ async def _order(request: web.Request) -> Order:
         body: Any = await request.json()
     except ValueError:
         body = None
+    except web.HTTPRequestEntityTooLarge:
+        raise BadRequestError("the request is longer than 1 MiB; split the preheat, or name a prefix") from None
     urls = body.get("urls") if isinstance(body, dict) else None
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
         raise BadRequestError("the request is no JSON object with a list of strings 'urls'")

@@ -33,6 +33,7 @@ PEERS = tuple(Member(f"peer-{n}", "127.0.0.1:1", False, {"zone": "ab"[n % 2]}) f
 @dataclass
 class World:
     hosts: dict[str, Host]
+    fleet: Fleet
     preheats: Preheats
     members: list[Member]
 
@@ -65,7 +66,7 @@ async def a_world(directory: Path, *names: str) -> AsyncIterator[World]:
         scope = await stack.enter_async_context(TaskScope())
         for host in hosts.values():
             host.origin.says = _keepable(URL)
-        yield World(hosts, Preheats(fleet, scope, patience=Patience(poll=0.0, silence=0.0)), members)
+        yield World(hosts, fleet, Preheats(fleet, scope, patience=Patience(poll=0.0, silence=0.0)), members)
 
 
 def _keepable(url: str) -> Probe:
