@@ -29,6 +29,7 @@ from peer.proxy.credentials import require_guarded
 from peer.proxy.intercept import require_authority
 from peer.proxy.server import ProxyServer
 from peer.settings import Configuration, load_configuration
+from peer.source.checksums import ChecksumProber
 from peer.source.client import OriginClient, OriginSettings
 from peer.source.credentials import Credentials
 from peer.source.governor import Governor
@@ -173,7 +174,7 @@ async def _run(
             managers.append(tasks)
             upstream = settings.registry_upstream or configuration.proxy.registry_upstream
             proxy_settings = replace(configuration.proxy, registry_upstream=upstream)
-            prober, lister = Prober(client), partial(list_objects, client)
+            prober, lister = ChecksumProber(Prober(client), client), partial(list_objects, client)
             proxy = ProxyServer(
                 tasks,
                 client,
