@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cluster import DAMSELFLY, Daemon, LocalCluster
-from bench.fetching import Fetch, wait_complete
+from bench.fetching import Fetch, counter, wait_complete
 from bench.origin import BUCKET, Fault, Stats
 from bench.origin_client import OriginClient, RemoteObject, running_origin
 from bench.reader import Reader
@@ -64,6 +64,7 @@ class Sample:
     seed_origin_bytes: tuple[int, ...] = ()
     digest_ok: bool = True
     wall_requests: int | None = None
+    hedges: int | None = None
     error: str | None = None
 
 
@@ -113,6 +114,7 @@ class Field:
         return tuple(daemon for daemon in cluster.daemons.values() if daemon.role == "seed")
 
     def _by_seeds(self, name: str, made: RemoteObject, seeds: Sequence[Daemon], *, wall: bool = False) -> Sample:
+        hedges = self._hedges(seeds)
         cpu = sum(seed.child.cpu_seconds() for seed in seeds)
         cluster = self._one if len(seeds) == 1 else self._two
         began = time.monotonic()
@@ -136,6 +138,7 @@ class Field:
             seed_cpu_seconds=cpu,
             seed_origin_bytes=tuple(fetch.progress().from_origin for fetch in fetches),
             wall_requests=wall_requests,
+            hedges=self._hedges(seeds) - hedges,
             error=error,
         )
         self.origin.reset()
@@ -145,6 +148,10 @@ class Field:
         for fetch in fetches:
             cluster.delete_task(fetch.task_id)
         return sample
+
+    @staticmethod
+    def _hedges(seeds: Sequence[Daemon]) -> int:
+        return sum(counter(seed.addresses["http"], "damselfly_origin_hedges_total") for seed in seeds)
 
     def _wall(self, fetch: Fetch, deadline: float) -> int:
         """Refuse everything for WALL_SECONDS in mid-download; return how many requests came meanwhile."""

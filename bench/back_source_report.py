@@ -36,6 +36,7 @@ class Run:
     busiest_second_requests: int
     refused_requests: int
     stalled_requests: int
+    hedged_requests: int | None
     cpu_seconds_per_gib: float | None
     digest_ok: bool
     errors: tuple[str, ...]
@@ -126,6 +127,7 @@ def _run(name: str, samples: Sequence[Sample], ceiling: float) -> Run:
         busiest_second_requests=max(busiest_second(sample.windows) for sample in samples),
         refused_requests=_median(sample.stats.statuses.get("503", 0) for sample in samples),
         stalled_requests=_median(sample.stats.stalls for sample in samples),
+        hedged_requests=_median(sample.hedges or 0 for sample in samples) if samples[0].hedges is not None else None,
         cpu_seconds_per_gib=statistics.median(cpu) * GIB / size if cpu else None,
         digest_ok=all(sample.digest_ok for sample in samples),
         errors=tuple(sample.error for sample in samples if sample.error is not None),

@@ -177,7 +177,7 @@ def _print_origin(result: OriginResult) -> None:
         "copies",
         "requests\n+ checks",
         "503s",
-        "stalls",
+        "stalls\n/hedges",
         "CPU-s\n/GiB",
     ):
         table.add_column(heading, justify="right")
@@ -196,7 +196,7 @@ def _print_origin(result: OriginResult) -> None:
             *times,
             f"{run.origin_requests} + {run.origin_one_byte_requests}",
             str(run.refused_requests),
-            str(run.stalled_requests),
+            f"{run.stalled_requests} / {'-' if run.hedged_requests is None else run.hedged_requests}",
             "-" if run.cpu_seconds_per_gib is None else f"{run.cpu_seconds_per_gib:.2f}",
         )
     for name in result.missing:

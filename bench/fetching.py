@@ -101,6 +101,16 @@ def wait_complete(fetches: Sequence[Fetch], deadline: float, *, share: float = 1
             time.sleep(_LOOK_SECONDS)
 
 
+def counter(admin: str, name: str) -> int:
+    """Return the sum of a metric over all its labels, as the daemon at `admin` ("host:port") tells it; 0 without it."""
+    connection = http.client.HTTPConnection(admin, timeout=_ANSWER_SECONDS)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return round(sum(float(value) for series, _, value in lines if series.partition("{")[0] == name))
+
+
 def _parse(head: bytes) -> tuple[int, dict[str, str]]:
     lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
     fields = (line.partition(":") for line in lines[1:])
