@@ -18,7 +18,7 @@ import pytest
 from botocore.config import Config
 
 from bench.cluster import LocalCluster
-from tests.support.azurite import ACCOUNT, BlobServer, running_azurite
+from tests.support.azurite import ACCOUNT, BlobServer
 from tests.support.commands import DAMSELFLY, DEADLINE
 from tests.support.daemons import fetch
 from tests.support.moto import running_moto
@@ -62,12 +62,6 @@ def fleet(radosgw: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     entries = {f"s3://{radosgw.endpoint}": keys_of(radosgw), f"s3://{radosgw.endpoint}/forbidden": wrong}
     with lending(tmp_path_factory.mktemp("s3"), {"s3": entries}, f"{radosgw.endpoint}/lent-", "s3") as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServer]:
-    with running_azurite(tmp_path_factory.mktemp("azurite")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from peer.source.client import OriginSettings
 from peer.source.http import Prober
 from peer.source.remote import Origins
 
-from ..source.raw_origin import RawOrigin, response
+from ..source.raw_origin import RawOrigin, response, serving
 from .conftest import CONTENT
 from .front import HOST_ID, SIGNED, Front, MemoryTasks
 
@@ -124,6 +124,29 @@ async def test_what_a_rule_does_not_cover_stays_the_callers(idle: Front, origin:
     assert [request.field("Authorization") for request in origin.requests] == [AWS4] * 5
     assert not prober.asked
     assert not idle.tasks.openings
+
+
+async def test_the_leave_is_the_fleets_whatever_a_caller_signs_with(idle: Front, origin: RawOrigin) -> None:
+    rule = Rule(re.compile(""), credentials=Credentials.SEED, store=Store.S3, revalidate=float("inf"))
+    async with lending(idle, rule):
+        for signature in ("1111", "2222"):
+            signed = f"Authorization: {AWS4[:-6]}{signature}"
+            assert (await idle.get(f"{origin.base}/bucket/m.onnx", signed)).status == 200
+        presigned = f"{origin.base}/bucket/m.onnx?{SIGNED}"
+        assert (await idle.get(presigned)).status == 200
+        assert (await idle.get(presigned, "X-Dragonfly-Use-P2P: false")).status == 200
+    assert [request.field("Range") for request in origin.requests] == ["bytes=0-0", None]
+
+
+async def test_what_may_not_be_kept_is_passed_through_for_the_fleet(front: Front, origin: RawOrigin) -> None:
+    origin.answer = serving(CONTENT, "Cache-Control: no-store")
+    url = f"{origin.base}/container/m.onnx"
+    fields = ("X-Damselfly-Store: azure", "Authorization: Bearer 5ec2e7", "Range: bytes=1-3")
+    reply = await front.get(url, *fields)
+    assert (reply.status, reply.body, reply.field("X-Cache")) == (206, CONTENT[1:4], "BYPASS")
+    assert [request.field("Range") for request in origin.requests] == ["bytes=0-0", "bytes=1-3"]
+    assert not any(b"5ec2e7" in request.head for request in origin.requests)
+    assert not any(b"amselfly-" in request.head for request in origin.requests)
 
 
 async def test_without_credentials_and_seeds_a_refusal_says_what_to_do(front: Front, origin: RawOrigin) -> None:
