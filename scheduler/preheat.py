@@ -34,7 +34,7 @@ _PROBES_AT_ONCE = 32
 _ASKERS = 3
 """How many hosts are tried for a probe or a listing."""
 
-_OUTSTANDING = 16
+_OUTSTANDING = 64
 """Fetches of one job that a host has at a time."""
 
 T = TypeVar("T")
@@ -346,12 +346,15 @@ class _Bringing:
         """Return when nothing more is to be expected of the host."""
         heard = moved = self._clock()
         seen: object = None
-        pause = self._patience.poll / 16  # small objects are there in no time
+        pause = self._patience.poll
         while self._waiting or self._ordered:
             try:
                 await self._order()
                 if self._ordered:
+                    under_way = len(self._ordered)
                     self._take(await self._fleet.fetches(self._member))
+                    if len(self._ordered) < under_way or seen is None:
+                        pause = self._patience.poll / 16  # small objects are there in no time
             except DamselflyError as error:
                 if self._gone() or self._clock() - heard > self._patience.silence:
                     self._give_up(f"{error}; the host was given up")
