@@ -50,10 +50,16 @@ class AzureSigner:
     """Adds the grant that `fetch` finds."""
 
     def __init__(
-        self, described: str, fetch: Callable[[], Lease[Grant | None]], hint: Callable[[], bool], *, clock: Clock
+        self,
+        described: str,
+        fetch: Callable[[], Lease[Grant | None]],
+        hint: Callable[[], bool],
+        *,
+        clock: Clock,
+        fixed: bool = False,
     ) -> None:
         self.described = described
-        self._grant = Renewing(fetch, clock=clock)
+        self._grant = Renewing(fetch, clock=clock, fixed=fixed)
         self._hint = hint
 
     @property
@@ -165,7 +171,7 @@ def _key_signer(described: str, account: str, key: str, *, clock: Clock) -> Azur
 
 def _sas_signer(described: str, sas: str, *, clock: Clock) -> AzureSigner:
     grant = Grant(sas=sas.removeprefix("?"))
-    return AzureSigner(described, lambda: Lease(grant, float("inf")), lambda: True, clock=clock)
+    return AzureSigner(described, lambda: Lease(grant, float("inf")), lambda: True, clock=clock, fixed=True)
 
 
 def _identity_signer(

@@ -27,6 +27,9 @@ EARLY_SECONDS = 300.0
 FORGET_SECONDS = 60.0
 """How often a refusal may cost a new fetch: an origin that refuses every request must not flood the token service."""
 
+GRACE_SECONDS = 30.0
+"""For how long refusals may come of what was signed before the last renewal."""
+
 Clock = Callable[[], float]
 
 
@@ -39,10 +42,16 @@ class Lease(Generic[T]):
 
 
 class Renewing(Generic[T]):
-    """Keeps a lease fresh. `fetch` blocks, and raises CredentialsError when it comes to nothing."""
+    """Keeps a lease fresh. `fetch` blocks, and raises CredentialsError when it comes to nothing.
 
-    def __init__(self, fetch: Callable[[], Lease[T]], *, clock: Clock, random: Random | None = None) -> None:
+    A `fixed` value is what it is: fetching it again after a refusal would bring the same.
+    """
+
+    def __init__(
+        self, fetch: Callable[[], Lease[T]], *, clock: Clock, fixed: bool = False, random: Random | None = None
+    ) -> None:
         self._fetch = fetch
+        self._fixed = fixed
         self._clock = clock
         self._random = random or Random()  # noqa: S311  # spreads renewals out; keeps no secret
         self._lock = asyncio.Lock()
@@ -75,10 +84,15 @@ class Renewing(Generic[T]):
                 return old
 
     def forget(self) -> bool:
-        """Drop the value, which was refused; return whether another fetch is worth it now."""
+        """Drop the value, which was refused; return whether signing once more is worth it.
+
+        All who were refused with the dropped value may try again, and only the first of them drops it.
+        """
         now = self._clock()
-        if now < self._forgotten_at + FORGET_SECONDS:
+        if self._fixed:
             return False
+        if now < self._forgotten_at + FORGET_SECONDS:
+            return now < self._forgotten_at + GRACE_SECONDS
         self._forgotten_at = now
         self._lease = None
         return True

@@ -97,9 +97,10 @@ class S3Signer:
         regions: Regions,
         *,
         clock: Clock,
+        fixed: bool = False,
     ) -> None:
         self.described = described
-        self._keys = Renewing(fetch, clock=clock)
+        self._keys = Renewing(fetch, clock=clock, fixed=fixed)
         self._hint = hint
         self._regions = regions
         self._clock = clock
@@ -163,7 +164,7 @@ def entry_signer(described: str, entry: S3Entry, store: Store, regions: Regions,
         found = Credentials(entry.key_id, entry.secret_key, entry.session_token or None)
         return Lease(Keys(found, entry.region or _environment_region()), float("inf"))
 
-    return S3Signer(described, fetch, lambda: True, regions, clock=clock)
+    return S3Signer(described, fetch, lambda: True, regions, clock=clock, fixed=True)
 
 
 def chain_signer(

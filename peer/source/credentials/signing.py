@@ -17,7 +17,7 @@ from p2p.telemetry import logger
 from peer.source.credentials import azure, gcs, s3
 from peer.source.credentials.file import AzureEntry, CredentialFile, Entry, GCSEntry, S3Entry
 from peer.source.credentials.names import SECTIONS, Prefix, is_own_host
-from peer.source.credentials.renewing import Clock
+from peer.source.credentials.renewing import GRACE_SECONDS, Clock
 from peer.source.credentials.signer import Signer, Unsigned, with_query
 from peer.source.fields import Fields
 
@@ -50,6 +50,7 @@ class Credentials:
         self._file = file
         self._seen = _stamp(file.path) if file else None
         self._look_at = 0.0
+        self._read_at = float("-inf")
         self._clock = clock
         self._regions = s3.Regions()
         self._signers: dict[tuple[Store, str | None], Signer] = {}
@@ -97,6 +98,7 @@ class Credentials:
 
         To be told of 401, 403 and redirects, and of S3's 400, with the first bytes of its body (ExpiredToken, or
         another region). Renewing on refusal is limited: an origin that refuses everything costs a token a minute.
+        Whoever was refused shortly after a renewal may have asked before it, and tries again too.
         """
         store = source.store
         if store is None or store is Store.HTTP:
@@ -110,7 +112,9 @@ class Credentials:
         expired = status == 400 and store in _S3_KINDS and (not body or _EXPIRED.search(body) is not None)
         if status not in (401, 403) and not expired:
             return False
-        return self._signer(store, source.url).forget()
+        self._look_at = 0.0
+        signer = self._signer(store, source.url)
+        return self._clock() < self._read_at + GRACE_SECONDS or signer.forget()
 
     def explained(self, source: Source, status: int, headers: Fields = (), body: bytes = b"") -> CredentialsError:
         """Return the error for a refusal that stands: whose credentials they were, or where none were found."""
@@ -205,6 +209,7 @@ class Credentials:
             log.warning("new credential file not usable; the old one stays", error=str(error))
             return
         self._signers.clear()
+        self._read_at = self._clock()
         log.info("credential file read again", file=str(self._file.path))
 
 

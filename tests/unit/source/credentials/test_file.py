@@ -9,6 +9,7 @@ import pytest
 
 from p2p.errors import ConfigError
 from p2p.stores import Store
+from peer.settings import load_configuration
 from peer.source.credentials.file import AzureEntry, CredentialFile, GCSEntry, S3Entry
 from tests.unit.source.credentials.conftest import SECRET
 
@@ -91,6 +92,11 @@ def test_a_file_that_is_missing_or_broken_is_named(write: Write, tmp_path: Path)
     with pytest.raises(ConfigError, match="not JSON: line 2") as caught:
         CredentialFile.load(write("broken.json", f'{{"s3":\n "{SECRET}'))
     assert SECRET not in str(caught.value)
+
+
+def test_the_configuration_file_names_it_too(write: Write, tmp_path: Path) -> None:
+    configuration = load_configuration(write("peer.toml", '[origin]\ncredentials = "cloud_credential.json"\n'))
+    assert configuration.cloud_credentials == tmp_path / "cloud_credential.json"
 
 
 def test_no_repr_shows_a_secret(write: Write) -> None:

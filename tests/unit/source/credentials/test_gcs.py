@@ -13,6 +13,7 @@ from p2p.control import Source
 from p2p.errors import CredentialsError
 from p2p.stores import Store
 from peer.source.credentials import Credentials
+from peer.source.credentials.renewing import GRACE_SECONDS
 from tests.unit.source.credentials.conftest import SECRET, Clock
 from tests.unit.source.credentials.services import Answer, Asked, TokenService, as_json, running_service
 
@@ -75,6 +76,9 @@ async def test_the_key_file_of_a_service_account(write: Write, private_key: str,
         assert await bearer(credentials) == f"Bearer {SECRET}2"
         assert credentials.refused(SOURCE, 401)
         assert await bearer(credentials) == f"Bearer {SECRET}3"
+        assert credentials.refused(SOURCE, 401)
+        assert await bearer(credentials) == f"Bearer {SECRET}3"
+        clock.now += GRACE_SECONDS
         assert not credentials.refused(SOURCE, 401)
 
 

@@ -6,7 +6,14 @@ import threading
 import pytest
 
 from p2p.errors import CredentialsError
-from peer.source.credentials.renewing import EARLY_SECONDS, FETCH_SECONDS, FORGET_SECONDS, Lease, Renewing
+from peer.source.credentials.renewing import (
+    EARLY_SECONDS,
+    FETCH_SECONDS,
+    FORGET_SECONDS,
+    GRACE_SECONDS,
+    Lease,
+    Renewing,
+)
 from tests.unit.source.credentials.conftest import SECRET, Clock
 
 
@@ -89,9 +96,22 @@ async def test_a_refused_value_is_fetched_anew_but_not_over_and_over(clock: Cloc
     assert renewing.forget()
     await renewing.get()
     assert fetch.count == 2
-    assert not renewing.forget()
-    clock.now += FORGET_SECONDS
+    # Others were refused with the first value as well: they get the second one.
     assert renewing.forget()
+    await renewing.get()
+    assert fetch.count == 2
+    clock.now += GRACE_SECONDS
+    assert not renewing.forget()
+    clock.now += FORGET_SECONDS - GRACE_SECONDS
+    assert renewing.forget()
+    await renewing.get()
+    assert fetch.count == 3
+
+
+async def test_what_cannot_change_is_not_fetched_again(clock: Clock) -> None:
+    renewing = Renewing(Fetches(clock), clock=clock, fixed=True)
+    await renewing.get()
+    assert not renewing.forget()
 
 
 async def test_no_repr_shows_the_value(clock: Clock) -> None:

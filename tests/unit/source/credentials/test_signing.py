@@ -13,6 +13,7 @@ from p2p.errors import CredentialsError
 from p2p.stores import Store
 from peer.source.client import OriginClient
 from peer.source.credentials import Credentials
+from peer.source.credentials.renewing import GRACE_SECONDS
 from tests.unit.source.credentials.conftest import SECRET, Clock
 from tests.unit.source.raw_origin import RawRequest, raw_origin, response
 
@@ -91,16 +92,35 @@ async def test_the_libraries_do_not_log_what_they_sign(write: Write, caplog: pyt
     ],
 )
 async def test_a_second_try_is_for_what_another_signature_may_mend(
-    write: Write, clock: Clock, status: int, body: bytes, worth_it: bool
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, status: int, body: bytes, worth_it: bool
 ) -> None:
-    credentials = Credentials.load(write("c.json", file()), clock=clock)
+    use_environment(monkeypatch)
+    credentials = Credentials(clock=clock)
     await credentials.signed(SOURCE)
     assert credentials.refused(SOURCE, status, (), body) is worth_it
-    # Nor is an origin that refuses everything asked for ever.
+    # Nor is an origin that refuses everything asked twice for ever.
+    clock.now += GRACE_SECONDS
     assert not credentials.refused(SOURCE, status, (), body)
 
 
-async def test_the_client_signs_and_tries_again_once(write: Write) -> None:
+async def test_keys_of_the_file_are_tried_again_only_when_the_file_has_others(write: Write, clock: Clock) -> None:
+    credentials = Credentials.load(write("c.json", file()), clock=clock)
+    await credentials.signed(SOURCE)
+    assert not credentials.refused(SOURCE, 403)
+    write("c.json", file(**{"s3://bucket": "AKSECOND"}))
+    assert credentials.refused(SOURCE, 403)
+    assert credentials.refused(SOURCE, 403)  # asked at the same time as the first, with the old keys
+    assert "AKSECOND" in (await credentials.signed(SOURCE)).url
+    clock.now += GRACE_SECONDS
+    assert not credentials.refused(SOURCE, 403)
+
+
+def use_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+async def test_the_client_signs_and_tries_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [
         response(400, body=b"<Error><Code>ExpiredToken</Code></Error>"),
         response(200, 'ETag: "1"', body=b"x"),
@@ -110,7 +130,8 @@ async def test_the_client_signs_and_tries_again_once(write: Write) -> None:
         return answers.pop(0)
 
     async with raw_origin(respond) as origin:
-        credentials = Credentials.load(write("c.json", file()))
+        use_environment(monkeypatch)
+        credentials = Credentials()
         source = Source(f"{origin.base}/bucket/a+b%2F//", store=Store.S3)
         async with OriginClient(credentials=credentials) as client:
             found, reached = await client.follow("GET", source, (("Range", "bytes=0-0"),))
@@ -130,7 +151,7 @@ async def test_a_refusal_that_stands_is_an_error(write: Write) -> None:
             with pytest.raises(CredentialsError, match=r"403 \(AccessDenied\) .* for the prefix ''") as caught:
                 await client.follow("GET", Source(f"{origin.base}/bucket/key", store=Store.S3))
         assert SECRET not in str(caught.value)
-        assert len(origin.requests) == 2
+        assert len(origin.requests) == 1
 
 
 async def test_a_token_does_not_follow_to_another_host(write: Write) -> None:
