@@ -1,7 +1,7 @@
 """Azure Blob Storage: a SAS made of an account's key, a SAS as given, or a bearer token of Entra ID.
 
 Sources: Azure "Create an account SAS", "Authorize with Microsoft Entra ID" (which needs x-ms-version), "Configure Azure
-Storage connection strings", and the variables of the Azure CLI and of Triton. The libraries cost 20 to 30 MiB, so they
+Storage connection strings", and the variables of the Azure CLI and of Triton. The libraries cost 6 to 9 MiB, so they
 are imported when they are needed.
 """
 

@@ -1,13 +1,14 @@
 """S3, and OSS and OBS in its dialect: presigned URLs by Signature Version 4, with keys from the file or botocore.
 
 Sources: AWS "Authenticating requests: using query parameters", "Virtual hosting of buckets"; Alibaba "Use AWS SDKs to
-access OSS"; the variables are those of the stores' own SDKs. botocore costs about 15 MiB, so it is imported when a
-request is signed.
+access OSS"; the variables are those of the stores' own SDKs. botocore costs 8 MiB and a third of a second, so it is
+imported when keys are first needed, in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -100,7 +101,7 @@ class S3Signer:
         fixed: bool = False,
     ) -> None:
         self.described = described
-        self._keys = Renewing(fetch, clock=clock, fixed=fixed)
+        self._keys = Renewing(lambda: _prepared(fetch), clock=clock, fixed=fixed)
         self._hint = hint
         self._regions = regions
         self._clock = clock
@@ -234,6 +235,13 @@ def presign(url: str, request: Unsigned, frozen: Any, region: str) -> str:
     signed = AWSRequest(method=request.method, url=url, headers=dict(request.signed_fields))
     S3SigV4QueryAuth(frozen, "s3", region, expires=VALID_SECONDS).add_auth(signed)
     return str(signed.url)
+
+
+def _prepared(fetch: Callable[[], Lease[Keys | None]]) -> Lease[Keys | None]:
+    """Import what signatures are made with while this is still a thread's work, then fetch."""
+    importlib.import_module("botocore.auth")
+    importlib.import_module("botocore.awsrequest")
+    return fetch()
 
 
 def _bucket_key(store: Store, url: str) -> tuple[str, str]:
