@@ -19,6 +19,7 @@ from p2p.errors import (
     OriginUnreachableError,
 )
 from p2p.identity import origin_key, redact
+from p2p.stores import Store
 from p2p.telemetry import REGISTRY
 from p2p.versions import Version
 from peer.download.connection import ExchangeError, Limits, Progress, StalledError
@@ -29,7 +30,7 @@ from peer.download.landing import Landing
 from peer.download.origin import Later, Redirect, Unaccepted, endpoint_of, judge_origin, range_request
 from peer.download.patience import Patience
 from peer.source.backoff import Backoff
-from peer.source.client import MAX_REDIRECTS, redirected
+from peer.source.client import MAX_REDIRECTS, REDIRECTS, redirected
 from peer.source.fields import Fields
 from peer.source.governor import Governor
 from peer.source.guard import Resolver
@@ -42,7 +43,7 @@ KNOWN_ORIGINS = 256
 """Of how many origins it is remembered what their answers are like."""
 
 _OVERLOADED = frozenset({429, 503})
-_UNACCEPTED = frozenset({301, 400, 401, 403})  # 301 and 400 are how S3 says that it is another region's
+_REFUSALS = frozenset({400, 401, 403})
 _REASON_BYTES = 4096
 
 _REQUESTS = Counter(
@@ -125,16 +126,13 @@ class BackSource:
         while redirects <= MAX_REDIRECTS:
             url = source.url
             try:
-                answer = await self._hedged(landing, version, source)
+                answer = await self._hedged(landing, version, source, may_sign_again)
             except StalledError as error:
                 return Setback(OriginStalledError(f"{redact(url)}: {error}"))
             except ExchangeError as error:
                 return Setback(OriginUnreachableError(f"{redact(url)}: {error}"))
             match answer:
-                case Unaccepted(status, headers, body):
-                    # Once is enough: what was renewed just now is not out of date.
-                    if not may_sign_again or not self._signer.refused(source, status, headers, body):
-                        raise self._signer.explained(source, status, headers, body)
+                case Unaccepted():
                     may_sign_again = False
                 case Source():
                     source, redirects = answer, redirects + 1
@@ -145,22 +143,31 @@ class BackSource:
                     return None
         raise OriginError(f"{redact(source.url)} redirected more than {MAX_REDIRECTS} times")
 
-    async def _hedged(self, landing: Landing, version: Version, source: Source) -> Source | Unaccepted | Later | None:
+    async def _hedged(
+        self, landing: Landing, version: Version, source: Source, may_sign_again: bool
+    ) -> Source | Unaccepted | Later | None:
         """Ask for what remains, a second time if the first brings nothing; return what to do instead of landing it.
 
-        A source is where else to ask.
+        A source is where else to ask. Unaccepted, only where it `may_sign_again`: ask for the same once more.
         """
 
         async def ask(progress: Progress, rivalry: Rivalry | None) -> Source | Unaccepted | Later | None:
-            return await self._ask(landing, version, source, progress, rivalry)
+            return await self._ask(landing, version, source, may_sign_again, progress, rivalry)
 
         return await hedged(ask, landing, self._patience_with(source.url))
 
     async def _ask(
-        self, landing: Landing, version: Version, source: Source, progress: Progress, rivalry: Rivalry | None
+        self,
+        landing: Landing,
+        version: Version,
+        source: Source,
+        may_sign_again: bool,
+        progress: Progress,
+        rivalry: Rivalry | None,
     ) -> Source | Unaccepted | Later | None:
         signed = await self._signer.signed(source)
         patience = self._patience_with(source.url)
+        ours = source.store not in (None, Store.HTTP)
         outcome = "failed"
         try:
             async with self._governor.request(signed.url) as permit:
@@ -170,7 +177,7 @@ class BackSource:
                     status: int, headers: Fields, body: Callable[[], bytes]
                 ) -> Redirect | Unaccepted | Later | None:
                     patience.answered(progress.first_byte)
-                    if source.store is not None and status in _UNACCEPTED:
+                    if ours and (status in _REFUSALS or status in REDIRECTS):
                         return Unaccepted(status, headers, body()[:_REASON_BYTES])
                     return judge_origin(signed.url, version, wanted, status, headers)
 
@@ -188,7 +195,13 @@ class BackSource:
                 else:
                     verdict = await self._exchanges.race(request, landing, rivalry)
                 if isinstance(verdict, Unaccepted):
-                    return verdict
+                    refusal = (source, verdict.status, verdict.headers, verdict.body)
+                    # Once is enough: what was renewed just now is not out of date.
+                    if may_sign_again and self._signer.refused(*refusal):
+                        return verdict
+                    if verdict.status in _REFUSALS:
+                        raise self._signer.explained(*refusal)
+                    verdict = judge_origin(signed.url, version, wanted, verdict.status, verdict.headers)
                 if isinstance(verdict, Redirect):
                     outcome = "redirected"
                     return redirected(signed, verdict.location)

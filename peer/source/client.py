@@ -17,7 +17,7 @@ import aiohttp
 
 from p2p.control import Source
 from p2p.errors import BadRequestError, OriginError, OriginStalledError, OriginUnreachableError
-from p2p.identity import redact
+from p2p.identity import origin_key, redact
 from p2p.stores import Store
 from peer.core.rules import Rules
 from peer.source.credentials import Credentials
@@ -244,6 +244,7 @@ def redirected(source: Source, location: str) -> Source:
     """
     try:
         url = redirect_target(source.url, location)
+        origin_key(url)  # budgets know origins by it
     except BadRequestError as error:
         raise OriginError(f"{redact(source.url)} redirects to what is not a usable URL: {error}") from None
     same_host = origin_of(url) == origin_of(source.url)
