@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -197,7 +198,8 @@ def _functions(kind: ChecksumKind) -> tuple[Callable[[Buffer, int], int], Callab
         case ChecksumKind.CRC32C:
             return checksums.crc32c, checksums.combine_crc32c
         case ChecksumKind.CRC32:
-            return checksums.crc32, checksums.combine_crc32
+            # zlib is twice as fast here, but cannot combine.
+            return zlib.crc32, checksums.combine_crc32
         case _:
             raise ValueError(f"{kind} is no CRC")
 

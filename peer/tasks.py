@@ -191,15 +191,16 @@ class TaskManager:
         """
         return self._digests.verify(await self.open(task, version, source), expected)
 
-    async def check(self, task: Task, version: Version, source: Source, checksum: Checksum | None) -> Claim | None:
-        """Begin to compare a version, which must not be empty, with what its store says of all its bytes.
+    def note(self, version: Version, checksum: Checksum) -> None:
+        """Remember what the store says of all bytes of a version; best before a download of it begins."""
+        self._integrity.note(version.id, checksum)
 
-        All of it is wanted for that. None if the store has said nothing, `checksum` included, or it is settled.
-        A version that is not what the store says is dropped, from all hosts. Raises ChecksumMismatchError while it is
-        refused for that.
+    async def check(self, task: Task, version: Version, source: Source) -> Claim | None:
+        """Begin to compare a version, which must not be empty, with what its store has said of all its bytes.
+
+        All of it is wanted for that. None if the store has said nothing, or it is settled. A version that is not what
+        the store says is dropped, from all hosts. Raises ChecksumMismatchError while it is refused for that.
         """
-        if checksum is not None:
-            self._integrity.note(version.id, checksum)
         if not self._integrity.needed(version.id):
             return None
         return self._integrity.verify(await self.open(task, version, source))

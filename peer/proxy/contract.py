@@ -71,10 +71,13 @@ class Tasks(Protocol):
     async def verify(self, task: Task, version: Version, source: Source, expected: ExpectedDigest) -> Verification:
         """Begin to verify a version, which must not be empty, as its bytes land."""
 
-    async def check(
-        self, task: Task, version: Version, source: Source, checksum: Checksum | None
-    ) -> Verification | None:
-        """Begin to compare a version, which must not be empty, with what its store says of it; None if it is settled.
+    def note(self, version: Version, checksum: Checksum) -> None:
+        """Remember what the store says of all bytes of a version."""
+
+    async def check(self, task: Task, version: Version, source: Source) -> Verification | None:
+        """Begin to compare a version, which must not be empty, with what its store said of it.
+
+        None if it said nothing, or that is settled.
 
         Raises ChecksumMismatchError while the version is refused for wrong bytes.
         """

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
 
-from p2p.checksums import Checksum
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.identity import Task
@@ -71,22 +70,22 @@ async def delivering(
     version: Version,
     source: Source,
     body: Body,
-    expected: ExpectedDigest | Checksum | None = None,
+    expected: ExpectedDigest | None = None,
 ) -> AsyncIterator[Delivery]:
     """Want the bytes of `body` of a version while the context lasts.
 
-    With the digest that a user expects the whole object is wanted, to hash it. What its store says (a Checksum, or what
-    it said before) is compared where `body` is the whole object. Raises StoreError kinds, StoppingError, and
-    ChecksumMismatchError for a version that is refused for wrong bytes.
+    With the digest that a user expects the whole object is wanted, to hash it; without one, what its store has said of
+    it is compared where `body` is the whole object. Raises StoreError kinds, StoppingError, and ChecksumMismatchError
+    for a version that is refused for wrong bytes.
     """
     async with AsyncExitStack() as stack:
         readers = [
             await stack.enter_async_context(await tasks.open(task, version, source, part.wanted)) for part in body.parts
         ]
         verification = None
-        if not isinstance(expected, ExpectedDigest):
+        if expected is None:
             if body.parts[0].wanted == ByteRange(0, version.length):
-                claim = await tasks.check(task, version, source, expected)
+                claim = await tasks.check(task, version, source)
                 verification = None if claim is None else await stack.enter_async_context(claim)
         else:
             verification = await stack.enter_async_context(await tasks.verify(task, version, source, expected))

@@ -162,8 +162,9 @@ class Responder:
             await exchange.send_head(selection.status, fields, length=None if selection.status == 304 else body.length)
         else:
             exchange.step = "download"
-            word = expected or probe.checksum
-            async with delivering(self._tasks, wanted.task, probe.version, probe.source, body, word) as delivery:
+            if probe.checksum is not None:
+                self._tasks.note(probe.version, probe.checksum)
+            async with delivering(self._tasks, wanted.task, probe.version, probe.source, body, expected) as delivery:
                 exchange.cache = _CACHES[await delivery.begin()]
                 fields += (("X-Cache", exchange.cache),)
                 if exchange.cache is not Cache.MISS:

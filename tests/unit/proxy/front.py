@@ -114,6 +114,7 @@ class MemoryTasks:
     """Obeys `peer.proxy.contract.Tasks`; `refusals` are raised by the next openings, one each."""
 
     content: bytes = b""
+    checksum: Checksum | None = None
     landed: int | None = None
     whence: Literal["local", "remote", "origin"] = "local"
     refusals: list[DamselflyError] = field(default_factory=list)
@@ -140,10 +141,11 @@ class MemoryTasks:
     ) -> MemoryVerification:
         return MemoryVerification(self, expected)
 
-    async def check(
-        self, task: Task, version: Version, source: Source, checksum: Checksum | None
-    ) -> MemoryVerification | None:
-        return None if checksum is None else MemoryVerification(self, checksum)
+    def note(self, version: Version, checksum: Checksum) -> None:
+        self.checksum = checksum
+
+    async def check(self, task: Task, version: Version, source: Source) -> MemoryVerification | None:
+        return None if self.checksum is None else MemoryVerification(self, self.checksum)
 
     def prefetch(self, task: Task, version: Version, source: Source) -> None:
         self.prefetched.append(Opening(task, version, source, None))
