@@ -205,10 +205,10 @@ class Governor:
             origin.allotment.guess = CAUTIOUS
         while True:
             await self._bounded.wait()
+            await asyncio.sleep(REPORT_SECONDS)
             self._bounded.clear()
             for origin in tuple(self._origins.values()):
                 self._renew(origin)
-            await asyncio.sleep(REPORT_SECONDS)
 
     def _renew(self, origin: _Origin) -> None:
         allotment, now = origin.allotment, self._clock()
