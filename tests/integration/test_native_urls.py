@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import subprocess
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from botocore.config import Config
 
 from bench.cluster import LocalCluster
 from tests.support.azurite import ACCOUNT, BlobServer
-from tests.support.commands import DAMSELFLY, DEADLINE
+from tests.support.commands import run
 from tests.support.daemons import fetch
 from tests.support.moto import running_moto
 from tests.support.secrets import secret
@@ -79,8 +78,7 @@ def proxy(cluster: LocalCluster, peer: str = "peer-1") -> str:
 def get(cluster: LocalCluster, url: str, output: Path, *more: str) -> tuple[int, str]:
     addresses = cluster["peer-1"].addresses
     through = ["--proxy", addresses["proxy"], "--peer-http", addresses["http"]]
-    command = [*DAMSELFLY, "get", url, "-o", str(output), *through, *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    done = run("get", url, "-o", str(output), *through, *more)
     assert done.stdout == ""
     return done.returncode, done.stderr
 
