@@ -117,7 +117,7 @@ def origin_key(url: str) -> str:
 
     Raises BadRequestError for a URL that cannot be fetched.
     """
-    parts = _parse(url)
+    parts, _ = _understood(url, None)
     return f"{parts.scheme}://{parts.host}:{parts.port}"
 
 
@@ -181,8 +181,6 @@ _AUTHORITY = re.compile(rf"(?:[^@\\]*@)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{0,5
 
 
 def _parse(url: str) -> _Parts:
-    if is_native(url):
-        url = parse_native(url).url
     match = None
     if re.search(r"[\x00-\x20\x7f]", url) is None:
         match = _URL.fullmatch(quote_from_bytes(_encode(url), safe=_PRINTABLE))

@@ -264,6 +264,11 @@ def _example(store: Store) -> str:
 
 
 def _shown(text: str, *, user: bool = False) -> str:
-    """Return a name as errors may show it: whatever comes before an `@` may be a password, after a `?` a signature."""
-    head = text.partition("?")[0].partition("#")[0]
-    return head if user else re.sub(r"[^/]*@", "", head)
+    """Return a name as errors may show it: whatever comes before an `@` may be a password, after a `?` a signature.
+
+    With `user` what comes before the `@` is a container's name.
+    """
+    scheme, separator, rest = text.partition("://")
+    if "@" in rest and not user:
+        rest = f"***@{rest.rpartition('@')[2]}"
+    return f"{scheme}{separator}{rest}".partition("?")[0].partition("#")[0]

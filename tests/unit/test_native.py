@@ -121,6 +121,7 @@ def test_urls_are_taken_apart(url: str, store: Store, bucket: tuple[str, str, st
         ("s3://http://h:9000", "s3://bucket/key"),
         ("s3://http://hunter2@h/b/k", "no user"),
         ("s3://hunter2:hunter2@h:9000/b/k", "s3://bucket/key"),
+        ("s3://http://u:hunter2?hunter2@h/b/k", "no user"),
         ("s3://http://h:99999/b/k", "host[:port]"),
         ("s3://http://h:0/b/k", "host[:port]"),
         ("as://acc", "as://account/container/blob"),
