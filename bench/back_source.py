@@ -87,6 +87,10 @@ class Field:
             case "raw":
                 seconds = read_parallel(made.url, size, connections=RAW_CONNECTIONS)
                 return self._sample(name, seconds, size)
+            case "raw to file":
+                seconds = read_parallel(made.url, size, connections=RAW_CONNECTIONS, file=self._file)
+                self._file.unlink()
+                return self._sample(name, seconds, size)
             case "one seed":
                 return self._by_seeds(name, made, self._seeds(self._one))
             case "two seeds":
@@ -211,7 +215,7 @@ def field(profile: str, *, program: Sequence[str] = DAMSELFLY) -> Iterator[Field
             raise
 
 
-NAMES = ("raw", "one seed", "two seeds", "faults", "wall", "curl", "s5cmd")
+NAMES = ("raw", "raw to file", "one seed", "two seeds", "faults", "wall", "curl", "s5cmd")
 
 
 def measure(
