@@ -164,12 +164,17 @@ def passthrough_headers(headers: Headers) -> tuple[tuple[str, str], ...]:
 
 
 def _forbidding_directive(headers: Headers) -> str | None:
-    """Return the `Cache-Control` directive that keeps a shared cache from storing the answer (RFC 9111 §5.2.2)."""
+    """Return the `Cache-Control` directive that keeps a shared cache from storing the answer (RFC 9111 §5.2.2).
+
+    Google says `private` of every object that not everybody may read ("Cache-Control", Cloud Storage documentation). As
+    the right to read is asked for anew with each caller's own credentials, that is no reason not to keep it.
+    """
+    forbidding = {"no-store"} if values(headers, "x-goog-generation") else {"no-store", "private"}
     for field in values(headers, "cache-control"):
         for item in field.lower().split(","):
             directive = item.partition("=")[0].strip()
             # `private="field"` restricts one field only; such answers are rare, and not keeping them is always right.
-            if directive in {"no-store", "private"}:
+            if directive in forbidding:
                 return directive
     return None
 

@@ -34,8 +34,12 @@ class NamedStore:
         return f"{self.root}/{key}"
 
     def write_credentials(self, file: Path, others: Mapping[str, Any] | None = None) -> Path:
-        """Write a `cloud_credential.json` with these credentials for all names, and `others` by prefix."""
-        file.write_text(json.dumps({self.section: {"": self.credentials, **(others or {})}}))
+        """Write a `cloud_credential.json` with these credentials, and `others` by prefix.
+
+        Tokens are never sent to an endpoint that the file does not name; S3's signatures give nothing away.
+        """
+        prefix = "" if self.section == "s3" else self.root
+        file.write_text(json.dumps({self.section: {prefix: self.credentials, **(others or {})}}))
         return file
 
 

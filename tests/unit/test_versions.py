@@ -70,6 +70,12 @@ def test_the_best_validator_names_the_version(headers: dict[str, str], kind: str
     assert read(headers) == (kind, validator)
 
 
+def test_what_google_calls_private_is_kept_because_everybody_is_asked_for_their_leave() -> None:
+    headers = {"ETag": '"a"', "x-goog-generation": "7", "Cache-Control": "private, max-age=0"}
+    assert read(headers) == ("etag", '"a"')
+    assert read(headers | {"Cache-Control": "private, no-store"}) is None
+
+
 @pytest.mark.parametrize(
     "headers",
     [
