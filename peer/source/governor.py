@@ -87,6 +87,7 @@ class _Origin:
 
     allotment: Allotment
     label: str
+    read_bytes: Counter
     lock: threading.Lock = field(default_factory=threading.Lock)
     waiters: dict[int, asyncio.Future[None]] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
@@ -165,7 +166,7 @@ class Governor:
 
     def took(self, origin: _Origin, size: int) -> float:
         """Count bytes of an answer, from any thread; return for how many seconds to read nothing."""
-        _BYTES.labels(origin.label).inc(size)
+        origin.read_bytes.inc(size)
         with origin.lock:
             origin.allotment.usage.bytes += size
             wait = origin.allotment.gate.bytes.use(size, self._clock())
@@ -230,7 +231,7 @@ class Governor:
                 self._labels.add(key)
             label = key if key in self._labels else OTHER_ORIGINS
             guess = UNBOUNDED if self._schedulers is None else CAUTIOUS
-            found = self._origins[key] = _Origin(Allotment(key, self._ceiling, guess), label)
+            found = self._origins[key] = _Origin(Allotment(key, self._ceiling, guess), label, _BYTES.labels(label))
         return found
 
     def _forget(self) -> None:
