@@ -1,6 +1,6 @@
 """What schedulers order hosts to fetch, and what hosts say they hold, as JSON on the host API (`p2p.hostapi`).
 
-POST   /v1/fetches {task, version, source, pin}     202: the version is brought here in the background
+POST   /v1/fetches {task, version, source, pin, checksum}   202: the version is brought here in the background
 GET    /v1/fetches                                  {"fetches": [FetchState]}, those that ended lately included
 DELETE /v1/fetches/{version_id}                     ends one; what landed stays
 GET    /v1/held[?task_id=]                          {"held": [HeldVersion]}
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from p2p.checksums import Checksum
 from p2p.control import Source
 from p2p.errors import BadRequestError
 from p2p.hostapi import Fields, source_from_json, source_to_json, store_from_json, version_from_json, version_to_json
@@ -43,12 +44,16 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest:
-    """One version that a host is to bring to itself, whole; `pin` it then against eviction."""
+    """One version that a host is to bring to itself, whole; `pin` it then against eviction.
+
+    `checksum` is the store's word on all its bytes, if it has given one.
+    """
 
     task: Task
     version: Version
     source: Source
     pin: bool = False
+    checksum: Checksum | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ def fetch_to_json(request: FetchRequest) -> dict[str, object]:
         "version": version_to_json(request.version),
         "source": source_to_json(request.source),
         "pin": request.pin,
+        "checksum": str(request.checksum) if request.checksum else None,
     }
 
 
@@ -123,7 +129,9 @@ def fetch_from_json(value: object) -> FetchRequest:
     version = version_from_json(rest.get("version"))
     if version.task_id != task.id:
         raise BadRequestError(f"the version is of task {version.task_id!r}, not of {task.id!r}")
-    return FetchRequest(task, version, source_from_json(rest.get("source")), pin)
+    word = rest.get("checksum")
+    checksum = None if word is None else Checksum.parse(str(word))
+    return FetchRequest(task, version, source_from_json(rest.get("source")), pin, checksum)
 
 
 def row_to_json(row: FetchState | HeldVersion) -> dict[str, object]:

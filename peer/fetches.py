@@ -13,6 +13,7 @@ from typing import Protocol
 
 from prometheus_client import Counter
 
+from p2p.checksums import Checksum
 from p2p.control import Source
 from p2p.errors import DamselflyError, StoppingError
 from p2p.fetches import FetchRequest, FetchState, State
@@ -50,6 +51,9 @@ class Reading(Protocol):
 
 class Bringer(Protocol):
     """Brings bytes here; `peer.tasks.TaskManager` does."""
+
+    def note(self, version: Version, checksum: Checksum) -> None:
+        """Remember what the store says of all bytes of a version."""
 
     async def bring(self, entry: Entry, wanted: ByteRange, source: Source) -> Reading:
         """Return a claim that takes over one reference to the entry and counts as nobody who waits."""
@@ -98,6 +102,8 @@ class Fetches:
         if len(self._under_way) >= MAX_WAITING:
             raise StoppingError(f"{len(self._under_way)} fetches wait here already; order fewer at a time")
         self._over.pop(version_id, None)
+        if request.checksum is not None:
+            self._tasks.note(request.version, request.checksum)
         fetch = _Fetch(request.task, request.version, request.pin)
         running = self._scope.spawn(self._run(fetch, request.source), name=f"fetch of {version_id}")
         self._under_way[version_id] = fetch, running

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from p2p.checksums import Checksum
 from p2p.control import Source
 from p2p.errors import BadRequestError, DamselflyError, OriginError, StoppingError
 from p2p.fetches import FetchRequest, FetchState, State, asked_for
@@ -93,6 +94,7 @@ class Item:
     task: Task
     source: Source = field(repr=False)
     version: Version | None = None
+    checksum: Checksum | None = None
     error: str = ""
     hosts: dict[str, Cell] = field(default_factory=dict)
 
@@ -272,7 +274,7 @@ class Preheats:
                 said = await self._asking(item.task.id, lambda host: self._fleet.probe(host, item.source, item.task.id))
                 match said:
                     case Keepable():
-                        item.version = said.version
+                        item.version, item.checksum = said.version, said.checksum
                     case Refused():
                         item.error = f"the origin answered {said.status} {said.reason}".rstrip()
                     case Stream():
@@ -375,7 +377,7 @@ class _Bringing:
         while self._waiting and len(self._ordered) < _OUTSTANDING:
             item = self._waiting[0]
             assert item.version is not None, "only items with a version wait"
-            request = FetchRequest(item.task, item.version, item.source, self._job.order.pin)
+            request = FetchRequest(item.task, item.version, item.source, self._job.order.pin, item.checksum)
             cell = item.hosts[self._member.host_id]
             async with self._ordering:
                 try:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from p2p import fetches, hostapi
+from p2p.checksums import Checksum, ChecksumKind
 from p2p.control import Source
 from p2p.errors import (
     BadRequestError,
@@ -35,7 +36,7 @@ def over_the_wire(body: object) -> object:
 
 @pytest.mark.parametrize("source", [SIGNED, OURS])
 def test_an_order_to_fetch(source: Source) -> None:
-    request = FetchRequest(TASK, VERSION, source, pin=True)
+    request = FetchRequest(TASK, VERSION, source, pin=True, checksum=Checksum(ChecksumKind.CRC32C, bytes(4)))
     assert fetches.fetch_from_json(over_the_wire(fetches.fetch_to_json(request))) == request
 
 
