@@ -32,6 +32,7 @@ from google.auth import jwt
 from google.auth.exceptions import GoogleAuthError
 
 from tests.support.gcs_signing import HmacKey, RefusalError, rsa_key, sign_url, verify_url
+from tests.support.secrets import secret
 
 ACCOUNT = "reader@models.iam.gserviceaccount.com"
 _START_SECONDS = 10.0
@@ -84,7 +85,8 @@ class GcsServer:
         self.tokens_issued = 0
         self.token_seconds = 3600
         """How long a token is good for from its issue on."""
-        self.hmac_key = HmacKey("GOOG1E" + secrets.token_hex(12).upper(), secrets.token_urlsafe(30))
+        hmac_secret = secret("the HMAC key of the GCS of the tests", secrets.token_urlsafe(30))
+        self.hmac_key = HmacKey("GOOG1E" + secrets.token_hex(12).upper(), hmac_secret)
         self.clock = time.time
         self._key = rsa_key()
         self._tokens: dict[str, float] = {}
@@ -134,7 +136,7 @@ class GcsServer:
 
     def issue_token(self) -> str:
         """Return a bearer token that is good for `token_seconds`."""
-        token = f"ya29.{secrets.token_urlsafe(48)}"
+        token = secret("a bearer token of the GCS of the tests", f"ya29.{secrets.token_urlsafe(48)}")
         self._tokens[token] = self.clock() + self.token_seconds
         self.tokens_issued += 1
         return token
