@@ -6,6 +6,7 @@ simulator hands them over directly, and `p2p.rpc.convert` puts them on the wire.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -43,6 +44,12 @@ class Source:
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     store: Store | None = None
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port as the URL spells them, without a user: fit for telling origins apart."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0].rpartition('@')[2]}"
 
 
 @dataclass(frozen=True, slots=True)

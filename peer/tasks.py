@@ -39,6 +39,7 @@ from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.versions import Version
 from peer.core.messages import Assigned, SchedulerDown, SchedulerUp
+from peer.core.pace import Paces
 from peer.download.driver import Download, Tally, TransferPool
 from peer.integrity import Claim, Integrity
 from peer.prefetch import Demand, Prefetcher
@@ -165,6 +166,7 @@ class TaskManager:
         self._seed = seed
         self._downloads: dict[str, Download] = {}
         self._tallies: OrderedDict[str, Tally] = OrderedDict()
+        self._paces = Paces()
         self._duties: asyncio.Queue[Assignment] = asyncio.Queue()
         self._demand = Demand()
         self._prefetcher = Prefetcher(scope, self._demand, claim=store.entry, read=self.bring)
@@ -345,6 +347,7 @@ class TaskManager:
                 tally=self._tally(version_id),
                 on_idle=self._idle,
                 checksums=self._integrity.begun(version_id),
+                paces=self._paces,
             )
         return self._downloads[version_id]
 

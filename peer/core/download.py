@@ -43,7 +43,7 @@ from peer.core.messages import (
     Tick,
     TransferEnded,
 )
-from peer.core.pace import OriginPace
+from peer.core.pace import OriginPace, Paces
 
 PARENT_BYTES = 16 * MIB
 """How much one request asks a parent for at the most: its first byte is never far."""
@@ -78,11 +78,15 @@ class DownloadCore:
         scheduler: bool,
         scheduler_lost_at: float = -inf,
         seed: bool = False,
+        paces: Paces | None = None,
     ) -> None:
         self.version = version
         self.layout = layout
         self.landed = landed.copy()
         self.pace = OriginPace()
+        self._paces = paces or Paces()
+        self._origin: str | None = None
+        """Where `pace` is learnt; None as long as nothing has been asked of an origin."""
         self.alone = False
         self._scheduler = scheduler
         self._seed = seed
@@ -264,8 +268,9 @@ class DownloadCore:
 
     def _transfer_ended(self, event: TransferEnded, commands: list[Command]) -> None:
         flight = self._flights.pop(event.transfer)
-        if not self._flights.from_origin:
+        if self._origin is not None and not self._flights.from_origin:
             self.pace.idle()
+            self._paces.learn(self._origin, self.pace)
         unfinished = Bitmap(self.layout.count, spans_of(sorted(flight.remaining)))
         if not unfinished:
             return
@@ -383,11 +388,14 @@ class DownloadCore:
             if first is None:
                 break
             self._start_parent(first, flying, commands)
-        while self._flights.from_origin < self.pace.limit:
-            first = (self._due - flying).first()
-            if first is None:
+        while (first := (self._due - flying).first()) is not None:
+            source = self._sources.usable()[0]
+            if self._origin is None:
+                self._origin = source.origin
+                self.pace.limit = self._paces.recall(self._origin)
+            if self._flights.from_origin >= self.pace.limit:
                 break
-            self._start_origin(first, flying, self._sources.usable()[0], now, commands)
+            self._start_origin(first, flying, source, now, commands)
 
     def _start_parent(self, first: int, flying: Bitmap, commands: list[Command]) -> None:
         part = self._planned[first]

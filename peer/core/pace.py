@@ -8,9 +8,13 @@ half as many, again and again; one that refuses a few loses nothing but those re
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from p2p.pieces import MIB
+
+LOWEST, HIGHEST = 4, 16
+"""Between how many connections the number is tried out."""
 
 WINDOW_SECONDS = 0.15
 WINDOW_PIECES = 8
@@ -33,6 +37,7 @@ NOTABLE_SHARE = 1 / 3
 """So many refusals, and such a share of the requests, that there are too many connections."""
 
 REMEMBERED_REQUESTS = 48.0
+REMEMBERED_ORIGINS = 256
 
 
 @dataclass(slots=True)
@@ -42,8 +47,8 @@ class OriginPace:
     It lies between `lowest` and `highest`; only refusals push it further down, to 1.
     """
 
-    lowest: int = 4
-    highest: int = 16
+    lowest: int = LOWEST
+    highest: int = HIGHEST
     limit: int = 0
     rate: float = 0.0
     """Bytes a second in the last full window; 0 before there was one."""
@@ -91,6 +96,11 @@ class OriginPace:
         self._requests = self._refusals = 0.0
         self._settled = self._limit_before = 0
 
+    @property
+    def proven(self) -> int:
+        """The limit that is known to be worth having: not the one that is only on trial."""
+        return self._limit_before or self.limit
+
     def request_bytes(self, missing: int) -> int:
         """Return how much to ask for at once when `missing` bytes are left to be asked for.
 
@@ -121,3 +131,21 @@ class OriginPace:
             self.limit = min(max(self.limit * 2, self.lowest), self.highest)
         else:
             self._limit_before = self._settled = 0
+
+
+class Paces:
+    """How many connections the last download from each origin found worth having: the next one begins with them."""
+
+    def __init__(self) -> None:
+        self._limits: OrderedDict[str, int] = OrderedDict()
+
+    def recall(self, origin: str) -> int:
+        """Return the number for an origin; that of a pace which knows nothing if there was no download from it."""
+        return self._limits.get(origin, LOWEST)
+
+    def learn(self, origin: str, pace: OriginPace) -> None:
+        """Remember where a download's pace has come to; what is not proved yet does not count."""
+        self._limits[origin] = max(pace.lowest, pace.proven)
+        self._limits.move_to_end(origin)
+        while len(self._limits) > REMEMBERED_ORIGINS:
+            self._limits.popitem(last=False)

@@ -50,6 +50,7 @@ from peer.core.messages import (
     Tick,
     TransferEnded,
 )
+from peer.core.pace import Paces
 from peer.download.landing import PieceChecksums
 from peer.store import Entry
 
@@ -113,7 +114,7 @@ class Download:
 
     `cold` says that the cluster lacked something of what was wanted. `send` takes messages for the version's scheduler
     (and drops them while there is none); `on_idle` is called once, when nothing is wanted, due or under way any more.
-    `checksums` keeps those of the pieces that land.
+    `checksums` keeps those of the pieces that land, `paces` what is learnt of origins.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Download:
         tally: Tally,
         on_idle: Callable[[Download], None],
         checksums: PieceChecksums | None = None,
+        paces: Paces | None = None,
     ) -> None:
         self.entry = entry
         self.scheduler = scheduler
@@ -151,6 +153,7 @@ class Download:
             scheduler=scheduler is not None,
             scheduler_lost_at=scheduler_lost_at,
             seed=seed,
+            paces=paces,
         )
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._errors: dict[int, DamselflyError] = {}

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from p2p.pieces import MIB
-from peer.core.pace import LARGEST_REQUEST_BYTES, LONGEST_RETRY_WINDOWS, NOTABLE_REFUSALS, OriginPace
+from peer.core.pace import (
+    HIGHEST,
+    LARGEST_REQUEST_BYTES,
+    LONGEST_RETRY_WINDOWS,
+    LOWEST,
+    NOTABLE_REFUSALS,
+    REMEMBERED_ORIGINS,
+    OriginPace,
+    Paces,
+)
 
 PIECE = 4 * MIB
 
@@ -94,3 +103,28 @@ def test_requests_are_worth_their_first_byte_and_get_smaller_towards_the_end() -
     clock.per_connection, clock.in_all = 1e9, 1e12
     clock.pass_pieces(4000)
     assert pace.request_bytes(1000 * PIECE) == LARGEST_REQUEST_BYTES
+
+
+def test_the_next_download_begins_with_what_the_last_one_found_out() -> None:
+    paces = Paces()
+    assert paces.recall("http://a:1") == LOWEST
+    pace = OriginPace()
+    Clock(pace, per_connection=90e6, in_all=10e9).pass_pieces(400)
+    paces.learn("http://a:1", pace)
+    assert (paces.recall("http://a:1"), paces.recall("http://b:1")) == (HIGHEST, LOWEST)
+
+
+def test_a_number_that_is_only_on_trial_is_not_remembered() -> None:
+    paces, pace = Paces(), OriginPace()
+    clock = Clock(pace, per_connection=500e6, in_all=500e6)
+    while pace.limit == LOWEST:
+        clock.pass_pieces(1)
+    paces.learn("http://a:1", pace)
+    assert paces.recall("http://a:1") == LOWEST
+
+
+def test_not_more_origins_are_remembered_than_make_sense() -> None:
+    paces = Paces()
+    for number in range(REMEMBERED_ORIGINS + 1):
+        paces.learn(f"http://{number}:1", OriginPace(limit=8))
+    assert (paces.recall("http://0:1"), paces.recall("http://1:1")) == (LOWEST, 8)
