@@ -28,7 +28,10 @@ REQUEST_SECONDS = 0.5
 """How long a request is to take: some ten times what a store's first byte does."""
 
 FIRST_REQUEST_BYTES = 16 * MIB
-"""The most that one request asks for as long as no rate is known."""
+"""What one request asks for, more or less, as long as no rate is known."""
+
+_GOLDEN = 0.618034
+"""Multiples of this, without their whole part, are spread evenly however many there are."""
 
 LARGEST_REQUEST_BYTES = 64 * MIB
 
@@ -62,6 +65,7 @@ class OriginPace:
     _rate_before: float = 0.0
     _requests: float = 0.0
     _refusals: float = 0.0
+    _varied: float = 0.0
 
     def __post_init__(self) -> None:
         self.limit = self.limit or self.lowest
@@ -104,10 +108,12 @@ class OriginPace:
     def request_bytes(self, missing: int) -> int:
         """Return how much to ask for at once when `missing` bytes are left to be asked for.
 
-        The last requests get smaller and smaller, so that all connections end together.
+        No two in a row are alike: connections that share a rate evenly would all end together again and again, and
+        wait for their next first byte together. The last requests get smaller and smaller, so that all end together.
         """
         worth = self.rate / self.limit * REQUEST_SECONDS if self.rate else FIRST_REQUEST_BYTES
-        return int(min(worth, LARGEST_REQUEST_BYTES, missing / self.limit))
+        self._varied = (self._varied + _GOLDEN) % 1.0
+        return int(min(worth * (0.5 + self._varied), LARGEST_REQUEST_BYTES, missing / self.limit))
 
     def _count_request(self) -> None:
         self._requests += 1

@@ -33,8 +33,13 @@ from peer.source.fields import Fields
 from peer.source.guard import Resolver
 from peer.source.trust import Trust
 
-BUFFER_BYTES = 256 * 1024
-"""A worker's buffer: it stays in the CPU's second-level cache between the socket, the hash and the file."""
+BUFFER_BYTES = 240 * 1024
+"""A worker's buffer: it stays in the CPU's second-level cache between the socket, the hash and the file.
+
+Not a power of two, on purpose. Writes of 128 KiB and more at multiples of their size get page-cache folios as large as
+they are, and in virtual machines whose free pages the host takes back those are the ones it has taken: 2.7 to 5 system
+CPU-seconds a GiB on Linux 6.18 with 256 KiB, against 0.3 to 0.5 with 240 KiB. Where nothing is taken both are alike.
+"""
 
 T = TypeVar("T")
 Judge = Callable[[int, Fields, Callable[[], bytes]], T | None]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
+
 from p2p.pieces import MIB
 from peer.core.pace import (
     HIGHEST,
@@ -94,15 +98,27 @@ def test_time_without_requests_says_nothing() -> None:
 
 def test_requests_are_worth_their_first_byte_and_get_smaller_towards_the_end() -> None:
     pace = OriginPace()
-    assert pace.request_bytes(1000 * PIECE) == 16 * MIB, "nothing is known yet"
+    assert mean(pace) == pytest.approx(16 * MIB, rel=0.02), "nothing is known yet"
     clock = Clock(pace, per_connection=50e6, in_all=10e9)
     clock.pass_pieces(400)
-    assert 20e6 < pace.request_bytes(1000 * PIECE) <= 26e6
+    assert mean(pace) == pytest.approx(25e6, rel=0.05)
     assert pace.request_bytes(16 * PIECE) == PIECE
     assert pace.request_bytes(PIECE) < PIECE
     clock.per_connection, clock.in_all = 1e9, 1e12
     clock.pass_pieces(4000)
     assert pace.request_bytes(1000 * PIECE) == LARGEST_REQUEST_BYTES
+
+
+def test_requests_that_follow_each_other_differ_so_that_they_do_not_end_together() -> None:
+    pace = OriginPace()
+    sizes = sorted(pace.request_bytes(1000 * PIECE) for _ in range(16))
+    assert (8 * MIB <= sizes[0] < 10 * MIB, 22 * MIB < sizes[-1] <= 24 * MIB) == (True, True)
+    assert all(0 < larger - smaller < 2 * MIB for smaller, larger in pairwise(sizes)), "spread evenly"
+
+
+def mean(pace: OriginPace) -> float:
+    """What requests ask for on average, far from the end."""
+    return sum(pace.request_bytes(1000 * PIECE) for _ in range(100)) / 100
 
 
 def test_the_next_download_begins_with_what_the_last_one_found_out() -> None:
