@@ -16,9 +16,11 @@ import pytest
 
 from bench.cluster import LocalCluster
 from tests.support.azurite import running_azurite
+from tests.support.clients import s5cmd
 from tests.support.commands import DAMSELFLY, DEADLINE
 from tests.support.daemons import fetch
 from tests.support.gcs import GcsServer, running_gcs
+from tests.support.servers import S3Server
 from tests.support.stores import NamedStore, azure_store, gcs_store, s3_store
 from tests.support.tls import own_authority
 
@@ -64,13 +66,19 @@ class Site:
 
 @contextmanager
 def site(
-    store: NamedStore, directory: Path, *, others: Mapping[str, object] | None = None, peers: int = 2
+    store: NamedStore,
+    directory: Path,
+    *,
+    others: Mapping[str, object] | None = None,
+    peers: int = 2,
+    peer_arguments: tuple[str, ...] = (),
 ) -> Iterator[Site]:
     file = store.write_credentials(directory / "cloud_credential.json", others)
-    seed = ("--cloud-credentials", str(file), *store.seed_arguments)
-    with LocalCluster(
-        peers=peers, directory=directory / "cluster", arguments={"seed": seed, "peer": store.seed_arguments}
-    ) as cluster:
+    arguments = {
+        "seed": ("--cloud-credentials", str(file), *store.seed_arguments),
+        "peer": (*store.seed_arguments, *peer_arguments),
+    }
+    with LocalCluster(peers=peers, directory=directory / "cluster", arguments=arguments) as cluster:
         yield Site(store, cluster)
 
 
@@ -180,3 +188,27 @@ def test_a_token_that_expires_in_mid_download_is_renewed(gcs: GcsServer, tmp_pat
         status, said = started.get(store.native("model.bin"), tmp_path / "model.bin")
     assert status == 0, said
     assert (tmp_path / "model.bin").read_bytes() == data
+
+
+def test_what_s5cmd_signs_becomes_cacheable_where_a_rule_lends_credentials(radosgw: S3Server, tmp_path: Path) -> None:
+    """It signs its ranges, so they could not be taken in pieces with its own signature."""
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    store = s3_store(radosgw, bucket)
+    store.put("model.bin", DATA)
+    keys = radosgw.client._request_signer._credentials
+    # Go never sends 127.0.0.1 to a proxy, so the endpoint is spelt in a way that it does not know for loopback.
+    endpoint = radosgw.endpoint.replace("127.0.0.1", "0x7f.1")
+    rules = tmp_path / "peer.toml"
+    rules.write_text(f"[[rules]]\nmatch = '^{endpoint}/'\ncredentials = 'seed'\n")
+    with site(store, tmp_path, peers=1, peer_arguments=("--config", str(rules))) as started:
+        proxy = started.cluster["peer-1"].addresses["proxy"]
+        said = []
+        for number in range(2):
+            file = tmp_path / f"copy-{number}"
+            copy = ("--log", "trace", "cp", f"s3://{bucket}/model.bin", str(file))
+            outcome = s5cmd(*copy, endpoint=endpoint, credentials=(keys.access_key, keys.secret_key), proxy=proxy)
+            assert outcome.code == 0, outcome.said
+            assert file.read_bytes() == DATA
+            said.append(outcome.said)
+    assert "X-Cache: HIT-LOCAL" in said[1]
+    assert "X-Cache: MISS" not in said[1]
