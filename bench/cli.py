@@ -101,7 +101,7 @@ def proxy(
 @app.command("origin")
 def back_to_source(
     origin_profile: Annotated[str, typer.Option(help="How fast the origin is: gateway, s3 or unlimited.")] = "s3",
-    size: Annotated[str, typer.Option(help="Size of each object, as 4GiB.")] = "4GiB",
+    size: Annotated[str, typer.Option(help="Size of each object, as 2GiB.")] = "2GiB",
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds; the figures are medians.")] = 3,
     json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench-origin.json"),
 ) -> None:

@@ -24,10 +24,9 @@ from p2p.errors import BadRequestError, DamselflyError, DigestMismatchError
 from p2p.fields import is_strong_tag
 from p2p.identity import Task, identify
 from p2p.native import Location, is_native, parse_native
+from p2p.pagecache import WRITE_BYTES
 from p2p.ranges import ByteRange, parse_content_range
 from p2p.stores import Store
-
-_BUFFER_BYTES = 1024 * 1024
 
 _ENDPOINTS = {
     Store.S3: ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -248,7 +247,7 @@ class Transfer:
         self._note.write_text(json.dumps(note) + "\n")
 
     def _copy(self, response: http.client.HTTPResponse, descriptor: int, hasher: Hasher | None) -> None:
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        buffer = memoryview(bytearray(WRITE_BYTES))
         while True:
             try:
                 count = response.readinto(buffer)
@@ -278,7 +277,7 @@ def _boot_id() -> str:
 
 def _feed(hasher: Hasher, descriptor: int, count: int) -> None:
     """Hash the first `count` bytes of a file."""
-    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    buffer = memoryview(bytearray(WRITE_BYTES))
     offset = 0
     while offset < count:
         read = os.preadv(descriptor, [buffer[: min(len(buffer), count - offset)]], offset)

@@ -1,6 +1,6 @@
-"""Reading files from the event loop without waiting for a disk.
+"""The page cache: reading from it on the event loop without waiting for a disk, and what it is best written with.
 
-Pages that are not in the page cache are found out with RWF_NOWAIT (preadv2(2)) and read by a thread first.
+Pages that are not in it are found out with RWF_NOWAIT (preadv2(2)) and read by a thread first.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ from p2p.telemetry import REGISTRY
 
 BUFFER_BYTES = 256 * 1024
 """The length of a reused buffer: small enough to stay in the CPU's second-level cache."""
+
+WRITE_BYTES = 240 * 1024
+"""How much to write at once to a new file.
+
+Not a power of two, on purpose. Writes of 128 KiB and more at multiples of their size get page-cache folios as large as
+they are, and in virtual machines whose free pages the host takes back those are the ones it has taken: 2.7 to 5 system
+CPU-seconds a GiB on Linux 6.18 with 256 KiB, against 0.3 to 0.5 with 240 KiB. Where nothing is taken both are alike.
+"""
 
 READ_AHEAD_BYTES = 4 * 1024 * 1024
 """How much a thread reads when it is sent for pages that are not in the page cache."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from p2p.errors import DamselflyError, StoppingError
+from p2p.pagecache import WRITE_BYTES
 from p2p.ranges import ByteRange
 from peer.download.connection import (
     AbortedError,
@@ -33,13 +34,8 @@ from peer.source.fields import Fields
 from peer.source.guard import Resolver
 from peer.source.trust import Trust
 
-BUFFER_BYTES = 240 * 1024
-"""A worker's buffer: it stays in the CPU's second-level cache between the socket, the hash and the file.
-
-Not a power of two, on purpose. Writes of 128 KiB and more at multiples of their size get page-cache folios as large as
-they are, and in virtual machines whose free pages the host takes back those are the ones it has taken: 2.7 to 5 system
-CPU-seconds a GiB on Linux 6.18 with 256 KiB, against 0.3 to 0.5 with 240 KiB. Where nothing is taken both are alike.
-"""
+BUFFER_BYTES = WRITE_BYTES
+"""A worker's buffer: it stays in the CPU's second-level cache between the socket, the hash and the file."""
 
 T = TypeVar("T")
 Judge = Callable[[int, Fields, Callable[[], bytes]], T | None]
