@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
 from xml.sax.saxutils import escape
@@ -42,26 +43,31 @@ _JWT_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _SCOPES = {"cloud-platform", "devstorage.read_only", "devstorage.read_write", "devstorage.full_control"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredObject:
-    """An object; a composite one has no MD5."""
+    """An object; a composite one has no MD5. Every answer has its digests, so they are computed once."""
 
     data: bytes = field(repr=False)
     generation: int
     modified: float
     composite: bool = False
 
+    @cached_property
+    def md5(self) -> bytes:
+        """The MD5 of its bytes."""
+        return hashlib.md5(self.data).digest()
+
     @property
     def etag(self) -> str:
         """Its ETag, quotes included."""
-        return f'"-{self.generation}"' if self.composite else f'"{hashlib.md5(self.data).hexdigest()}"'
+        return f'"-{self.generation}"' if self.composite else f'"{self.md5.hex()}"'
 
-    @property
+    @cached_property
     def hashes(self) -> list[str]:
         """The values of its `x-goog-hash` fields."""
         found = [f"crc32c={base64.b64encode(checksums.crc32c(self.data).to_bytes(4, 'big')).decode()}"]
         if not self.composite:
-            found.append(f"md5={base64.b64encode(hashlib.md5(self.data).digest()).decode()}")
+            found.append(f"md5={base64.b64encode(self.md5).decode()}")
         return found
 
 
