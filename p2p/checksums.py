@@ -1,6 +1,9 @@
 """What a store says of a whole object's bytes, beside its validators: CRCs and hashes in the fields of its answers.
 
 Stores with such words: S3 (`x-amz-checksum-*`), GCS (`x-goog-hash`) and Azure (`Content-MD5`, `x-ms-blob-content-md5`).
+S3's are composite for most objects that were uploaded in parts: the checksum of the parts' checksums, one after the
+other (AWS "Checking object integrity", "Composite and full object checksum types").
+
 They guard against faults, on the way and on disks, not against forgery. An entity tag that looks like an MD5 is none of
 them: it is not for objects uploaded in parts or encrypted with a key of the customer's or of KMS.
 """
@@ -12,13 +15,14 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from p2p.digests import Buffer, Hasher
 from p2p.errors import BadRequestError, ChecksumMismatchError
 from p2p.fields import Headers, single, values
+from p2p.parts import MAX_PARTS, Parts
 
 REFUSED_SECONDS = 60.0
 """For how long nobody fetches a version again whose bytes were wrong MOST_STRIKES times."""
@@ -47,8 +51,18 @@ class ChecksumKind(StrEnum):
 
     @property
     def combinable(self) -> bool:
-        """Whether the object's value follows from its pieces', so that no pass over all bytes in order is needed."""
+        """Whether the value of some bytes follows from those of their pieces."""
         return self in _CRCS
+
+    def hasher(self) -> Hasher:
+        """Return a hasher for this kind of values."""
+        match self:
+            case ChecksumKind.SHA256:
+                return hashlib.sha256()
+            case ChecksumKind.MD5:
+                return hashlib.md5(usedforsecurity=False)
+            case _:
+                return Crc(self)
 
 
 _SIZES = {
@@ -59,52 +73,111 @@ _SIZES = {
     ChecksumKind.MD5: 16,
 }
 _CRCS = (ChecksumKind.CRC64NVME, ChecksumKind.CRC32C, ChecksumKind.CRC32)
+_AMAZON = (*_CRCS, ChecksumKind.SHA256)
+_TEXT = re.compile(
+    r"(?P<kind>[a-z0-9]+)(?P<composite>-composite(?P<assumed>-assumed)?)?:(?P<digits>[0-9a-f]*)(?::(?P<parts>.*))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """A store's word on all bytes of an object; the value of a CRC is big-endian."""
+    """A store's word on all bytes of an object; the value of a CRC is big-endian.
+
+    With `parts` it is composite: of the checksums of these parts. `assumed` ones are what most uploaders make, and not
+    what the store said: only a match proves anything then.
+    """
 
     kind: ChecksumKind
     value: bytes
+    parts: Parts | None = None
+    assumed: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Checksum:
-        """Read what `str` gives: "crc32c:" and hexadecimal digits. Raises BadRequestError."""
-        name, _, digits = text.partition(":")
+        """Read what `str` gives. Raises BadRequestError.
+
+        That is "crc32c:00c0ffee", of a composite one "crc32c-composite:00c0ffee:8388608x3,17" (or -composite-assumed).
+        """
+        match = _TEXT.fullmatch(text)
+        if match is None or (match["composite"] is None) != (match["parts"] is None):
+            raise BadRequestError(
+                f"checksum {text[:100]!r} is not of a form like crc32c:00c0ffee, digits in hexadecimal"
+            )
         try:
-            kind, value = ChecksumKind(name), bytes.fromhex(digits)
+            kind, value = ChecksumKind(match["kind"]), bytes.fromhex(match["digits"])
         except ValueError:
-            raise BadRequestError(f"checksum {text!r} is not of a known kind, or not hexadecimal") from None
+            raise BadRequestError(f"checksum {text[:100]!r} is not of a known kind, or not hexadecimal") from None
         if len(value) != kind.size:
-            raise BadRequestError(f"checksum {text!r} must have {2 * kind.size} hexadecimal digits")
-        return cls(kind, value)
+            raise BadRequestError(f"checksum {text[:100]!r} must have {2 * kind.size} hexadecimal digits")
+        parts = None if match["parts"] is None else Parts.parse(match["parts"])
+        return cls(kind, value, parts, match["assumed"] is not None)
+
+    @property
+    def name(self) -> str:
+        """The kind, and whether it is composite: "sha256", "crc32c-composite"."""
+        return self.kind.value if self.parts is None else f"{self.kind}-composite"
 
     @property
     def algorithm(self) -> str:
-        """The kind's name; a sha256 is the same whoever gives it."""
-        return self.kind.value
+        """What it is computed by; a sha256 is the same whoever gives it, and a composite one depends on the parts."""
+        return self.name if self.parts is None else f"{self.name}:{self.parts}"
+
+    @property
+    def combinable(self) -> bool:
+        """Whether it follows from the CRCs of pieces, so that no pass over all bytes in order is needed."""
+        return self.kind.combinable and self.parts is None
 
     def hasher(self) -> Hasher:
         """Return a hasher to feed the whole object to."""
-        match self.kind:
-            case ChecksumKind.SHA256:
-                return hashlib.sha256()
-            case ChecksumKind.MD5:
-                return hashlib.md5(usedforsecurity=False)
-            case _:
-                return Crc(self.kind)
+        return self.kind.hasher() if self.parts is None else Composite(self.kind, self.parts)
 
-    def verify(self, hasher: Hasher) -> None:
-        """Raise ChecksumMismatchError unless the object fed to `hasher` is the store's."""
+    def verify(self, hasher: Hasher) -> bool:
+        """Return whether the object fed to `hasher` is the store's, as far as that can be told.
+
+        Raises ChecksumMismatchError where it certainly is not.
+        """
         actual = hasher.digest()
-        if actual != self.value:
-            raise ChecksumMismatchError(
-                f"the bytes that came have {self.kind}:{actual.hex()}, and the store says {self} of its object"
-            )
+        if actual == self.value:
+            return True
+        if self.assumed:
+            return False
+        found = f"{self.algorithm.partition(':')[0]}:{actual.hex()}"
+        raise ChecksumMismatchError(f"the bytes that came have {found}, and the store says {self} of its object")
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.value.hex()}"
+        if self.parts is None:
+            return f"{self.kind}:{self.value.hex()}"
+        return f"{self.name}{'-assumed' if self.assumed else ''}:{self.value.hex()}:{self.parts}"
+
+
+class Composite:
+    """The checksum of the parts' checksums, as a `Hasher` of all bytes in order."""
+
+    def __init__(self, kind: ChecksumKind, parts: Parts) -> None:
+        self._kind = kind
+        self._whole = kind.hasher()
+        self._lengths = iter(parts)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._part = self._kind.hasher()
+        self._left = next(self._lengths, 0)
+
+    def update(self, data: Buffer, /) -> None:
+        """Take `data` after what was taken before; what comes after the last part is no part's, and ignored."""
+        view = memoryview(data)
+        while view and self._left:
+            here = view[: self._left]
+            self._part.update(here)
+            self._left -= len(here)
+            view = view[len(here) :]
+            if not self._left:
+                self._whole.update(self._part.digest())
+                self._begin()
+
+    def digest(self) -> bytes:
+        """Return the checksum of the checksums of all parts that are complete."""
+        return self._whole.digest()
 
 
 class Crc:
@@ -138,26 +211,62 @@ class Crc:
         return self._crc.to_bytes(self._size, "big")
 
 
+@dataclass(frozen=True, slots=True)
+class Unparted:
+    """A composite checksum whose parts are not known yet: their number is. `sure` if the store says that it is one."""
+
+    kind: ChecksumKind
+    value: bytes
+    count: int
+    sure: bool
+
+    def with_parts(self, parts: Parts, *, assumed: bool = False) -> Checksum:
+        """Return the checksum that can be compared; only one that is `sure`, with parts of its own, may condemn."""
+        return Checksum(self.kind, self.value, parts, assumed or not self.sure)
+
+
 def read_checksum(headers: Headers, *, whole: bool) -> Checksum | None:
     """Return the cheapest sound word that an answer has on the whole object, or None.
 
     `whole` tells whether the answer is about the whole object (200, or a HEAD's) and not about a range of it: there
-    `x-amz-checksum-*` and `Content-MD5` speak of the range or of a part. S3's are COMPOSITE where they are made of the
-    parts' checksums (a value that ends in "-3"); without the parts' lengths those cannot be verified, and count as
-    none. The answer must hold the object as it is stored, as `p2p.versions.read_version` demands. What is malformed is
+    `x-amz-checksum-*` and `Content-MD5` speak of the range or of a part. Composite ones of S3 are `read_composite`'s.
+    The answer must hold the object as it is stored, as `p2p.versions.read_version` demands. What is malformed is
     ignored.
     """
     found = {**_google(headers), **_azure(headers, whole=whole)}
     if whole:
-        found |= _amazon(headers)
+        found |= _decoded((kind, text) for kind, text, _, count in _amazon(headers) if count is None)
     return next((Checksum(kind, found[kind]) for kind in ChecksumKind if kind in found), None)
 
 
-def _amazon(headers: Headers) -> dict[ChecksumKind, bytes]:
-    if (single(headers, "x-amz-checksum-type") or "FULL_OBJECT").upper() != "FULL_OBJECT":
-        return {}
-    kinds = (ChecksumKind.CRC64NVME, ChecksumKind.CRC32C, ChecksumKind.CRC32, ChecksumKind.SHA256)
-    return _decoded((kind, single(headers, f"x-amz-checksum-{kind}")) for kind in kinds)
+def read_composite(headers: Headers) -> Unparted | None:
+    """Return the cheapest composite checksum of S3 in an answer about the whole object, or None."""
+    for kind, text, sure, count in _amazon(headers):
+        if count is not None and 1 <= count <= MAX_PARTS:
+            for value in _decoded([(kind, text)]).values():
+                return Unparted(kind, value, count, sure)
+    return None
+
+
+def _amazon(headers: Headers) -> Iterator[tuple[ChecksumKind, str, bool, int | None]]:
+    """Yield kind, base64 text, whether the store itself says of which type it is, and the parts of a composite one.
+
+    Composite values end in "-" and the number of parts. The type is said since FULL_OBJECT exists; before that the
+    checksums of objects in parts were composite. Some servers say neither: then an ETag like "…-3" tells the number.
+    """
+    said = (single(headers, "x-amz-checksum-type") or "").upper()
+    if said not in ("", "COMPOSITE", "FULL_OBJECT"):
+        return
+    tag = re.fullmatch(r'"[0-9a-f]{32}-([0-9]{1,5})"', single(headers, "etag") or "")
+    for kind in _AMAZON:
+        text = single(headers, f"x-amz-checksum-{kind}") or ""
+        value, dash, suffix = text.partition("-")
+        # A CRC-64/NVME is of the whole object unless something says otherwise: it never was anything else.
+        plain = not said and not dash and (tag is None or kind is ChecksumKind.CRC64NVME)
+        if said == "FULL_OBJECT" or plain:
+            yield kind, text, True, None
+        elif count := suffix if dash else tag[1] if tag else "":
+            yield kind, value, bool(said or dash), int(count) if re.fullmatch("[0-9]{1,5}", count) else 0
 
 
 def _google(headers: Headers) -> dict[ChecksumKind, bytes]:

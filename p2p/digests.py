@@ -66,11 +66,12 @@ class ExpectedDigest:
         """Return a hasher to feed the whole object to."""
         return hashlib.sha256() if self.algorithm == "sha256" else hashlib.sha512()
 
-    def verify(self, hasher: Hasher) -> None:
-        """Raise DigestMismatchError unless the object fed to `hasher` is the expected one."""
+    def verify(self, hasher: Hasher) -> bool:
+        """Return True; raises DigestMismatchError unless the object fed to `hasher` is the expected one."""
         actual = hasher.digest().hex()
         if actual != self.hex:
             raise DigestMismatchError(f"the object has {self.algorithm}:{actual}, and {self} was expected")
+        return True
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"

@@ -146,8 +146,7 @@ class Integrity:
         """Remember what the store says of a version."""
         known = self._words.get(version_id)
         if known is None or known.checksum != checksum:
-            kind = checksum.kind
-            pieces = PieceChecksums(Crc.function(kind)) if kind.combinable else None
+            pieces = PieceChecksums(Crc.function(checksum.kind)) if checksum.combinable else None
             self._words[version_id] = _Word(checksum, pieces)
         self._words.move_to_end(version_id)
         if len(self._words) > REMEMBERED_CHECKSUMS:
@@ -282,7 +281,7 @@ class Integrity:
         version_id, word = entry.version.id, self._words.get(entry.version.id)
         if entry.retired or version_id in self._leaving:
             return
-        _MISMATCHES.labels(word.checksum.kind.value if word else "unknown").inc()
+        _MISMATCHES.labels(word.checksum.name if word else "unknown").inc()
         self._strikes.add(version_id, str(error), now=self._clock())
         if self._schedulers.of(version_id) is not None:
             left = self._awaited[version_id] = asyncio.Event()

@@ -37,7 +37,8 @@ _THREADS = 2
 
 _VERDICTS = Counter(
     "damselfly_object_digests_total",
-    "Whole objects compared with the digest their user expects: verified, known (verified before), mismatch",
+    "Whole objects compared with the digest their user expects, or with their store's checksum: verified, known "
+    "(verified before), mismatch, unknown (the store says too little of the checksum)",
     ["verdict"],
     registry=REGISTRY,
 )
@@ -67,8 +68,11 @@ class Expected(Protocol):
     def hasher(self) -> Hasher:
         """Return a hasher to feed the whole object to."""
 
-    def verify(self, hasher: Hasher) -> None:
-        """Raise DigestMismatchError unless the object fed to `hasher` is the expected one."""
+    def verify(self, hasher: Hasher) -> bool:
+        """Return whether it is certain that the object fed to `hasher` is the expected one.
+
+        Raises DigestMismatchError where it is certain that it is not.
+        """
 
 
 @dataclass(slots=True)
@@ -134,7 +138,7 @@ class ObjectDigests:
             verdict = "known" if known is not None and known.confirmed else "verified"
             if known is None:
                 known = await self._compute(reader, expected, crcs)
-            expected.verify(known.hasher)
+            certain = expected.verify(known.hasher)
         except DigestMismatchError as error:
             _VERDICTS.labels("mismatch").inc()
             # Bytes that are somebody's expected ones stay: then it is this expectation that is wrong.
@@ -154,8 +158,8 @@ class ObjectDigests:
             return error
         except DamselflyError as error:
             return error
-        known.confirmed = True
-        _VERDICTS.labels(verdict).inc()
+        known.confirmed |= certain
+        _VERDICTS.labels(verdict if certain else "unknown").inc()
         return None
 
     async def _drop(self, entry: Entry, mismatch: DigestMismatchError) -> None:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p.checksums import REFUSED_SECONDS, STRIKE_SECONDS, Checksum, ChecksumKind, Crc, Strikes, read_checksum
+from p2p.checksums import (
+    REFUSED_SECONDS,
+    STRIKE_SECONDS,
+    Checksum,
+    ChecksumKind,
+    Crc,
+    Strikes,
+    Unparted,
+    read_checksum,
+    read_composite,
+)
 from p2p.errors import BadRequestError, ChecksumMismatchError
+from p2p.parts import Parts
 from p2p.versions import passthrough_headers
 
 CHECK = b"123456789"
@@ -93,9 +105,17 @@ def test_nonsense_is_no_checksum(value: str) -> None:
     assert read_checksum(fields, whole=True) is None
 
 
-@pytest.mark.parametrize("text", ["", "crc32c", "crc32c:zz", "crc32c:00", "sha1:" + "0" * 40])
+NO_COMPOSITES = [
+    "crc32:00000000:5",
+    "crc32-composite:00000000",
+    "crc32-assumed:00000000:5",
+    "crc32-composite:00000000:x",
+]
+
+
+@pytest.mark.parametrize("text", ["", "crc32c", "crc32c:zz", "crc32c:00", "sha1:" + "0" * 40, *NO_COMPOSITES])
 def test_checksums_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(BadRequestError, match="checksum"):
+    with pytest.raises(BadRequestError, match=r"checksum|parts"):
         Checksum.parse(text)
 
 
@@ -119,3 +139,131 @@ def test_a_version_is_refused_after_two_strikes_and_then_has_a_new_chance() -> N
     assert strikes.refusal("w", now=STRIKE_SECONDS) is None
     strikes.clear("w")
     assert not strikes.suspects("w", now=STRIKE_SECONDS)
+
+
+def composite(kind: ChecksumKind, parts: list[bytes]) -> bytes:
+    """The checksum of the parts' checksums, one after the other, as AWS "Checking object integrity" has it."""
+
+    def of(data: bytes) -> bytes:
+        hasher = kind.hasher()
+        hasher.update(data)
+        return hasher.digest()
+
+    return of(b"".join(map(of, parts)))
+
+
+@given(
+    kind=st.sampled_from([*CRCS, ChecksumKind.SHA256]),
+    parts=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12),
+    cuts=st.lists(st.integers(1, 30), min_size=1),
+)
+def test_a_composite_checksum_is_that_of_the_parts_checksums(
+    kind: ChecksumKind, parts: list[bytes], cuts: list[int]
+) -> None:
+    checksum = Checksum(kind, composite(kind, parts), Parts.of(map(len, parts)))
+    hasher, whole = checksum.hasher(), memoryview(b"".join(parts))
+    for cut in itertools.cycle(cuts):
+        hasher.update(whole[:cut])
+        if not (whole := whole[cut:]):
+            break
+    assert checksum.verify(hasher)
+    assert not checksum.combinable
+    assert Checksum.parse(str(checksum)) == checksum
+
+
+def test_sha256_in_parts_by_hand() -> None:
+    digests = hashlib.sha256(CHECK[:4]).digest() + hashlib.sha256(CHECK[4:8]).digest() + hashlib.sha256(b"9").digest()
+    checksum = Checksum(ChecksumKind.SHA256, hashlib.sha256(digests).digest(), Parts.of([4, 4, 1]))
+    assert str(checksum) == f"sha256-composite:{hashlib.sha256(digests).hexdigest()}:4x2,1"
+    hasher = checksum.hasher()
+    hasher.update(CHECK)
+    assert checksum.verify(hasher)
+    wrong = checksum.hasher()
+    wrong.update(b"1234X6789")
+    with pytest.raises(ChecksumMismatchError, match=r"have sha256-composite:.* says sha256-composite:.*:4x2,1"):
+        checksum.verify(wrong)
+
+
+def test_parts_that_were_assumed_condemn_nothing() -> None:
+    checksum = Checksum(ChecksumKind.CRC32C, bytes(4), Parts.of([5, 4]), assumed=True)
+    hasher = checksum.hasher()
+    hasher.update(CHECK)
+    assert not checksum.verify(hasher)
+    assert Checksum.parse(str(checksum)) == checksum
+    assert str(checksum) == "crc32c-composite-assumed:00000000:5,4"
+
+
+TAG = {"ETag": '"0123456789abcdef0123456789abcdef-3"'}
+
+
+@pytest.mark.parametrize(
+    ("fields", "count", "sure"),
+    [
+        ({"x-amz-checksum-crc32": b64(5) + "-2", "x-amz-checksum-type": "COMPOSITE"}, 2, True),
+        ({"x-amz-checksum-crc32": b64(5) + "-2"}, 2, True),
+        ({"x-amz-checksum-crc32": b64(5), "x-amz-checksum-type": "COMPOSITE", **TAG}, 3, True),
+        ({"x-amz-checksum-crc32": b64(5), **TAG}, 3, False),
+    ],
+)
+def test_composite_values_of_amazon(fields: dict[str, str], count: int, sure: bool) -> None:
+    assert read_checksum(fields, whole=True) is None
+    found = read_composite(fields)
+    assert found == Unparted(ChecksumKind.CRC32, (5).to_bytes(4, "big"), count, sure)
+    assert found.with_parts(Parts.of([7])).assumed is not sure
+    assert found.with_parts(Parts.of([7]), assumed=True).assumed
+
+
+def test_full_values_of_objects_in_parts() -> None:
+    full = {"x-amz-checksum-crc32": b64(5), "x-amz-checksum-type": "FULL_OBJECT", **TAG}
+    nvme = {"x-amz-checksum-crc64nvme": b64(5, 8), **TAG}
+    for fields in (full, nvme):
+        assert read_checksum(fields, whole=True) is not None
+        assert read_composite(fields) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"x-amz-checksum-crc32": b64(5) + "-2", "x-amz-checksum-type": "FULL_OBJECT"},
+        {"x-amz-checksum-crc32": b64(5), "x-amz-checksum-type": "COMPOSITE"},
+        {"x-amz-checksum-crc32": b64(5), "x-amz-checksum-type": "ANOTHER"},
+        {"x-amz-checksum-crc32": b64(5) + "-"},
+        {"x-amz-checksum-crc32": b64(5) + "-0"},
+        {"x-amz-checksum-crc32": b64(5) + "-10001"},
+        {"x-amz-checksum-crc32": b64(5) + "-" + "9" * 5000},
+        {"x-amz-checksum-crc32": "????-2"},
+    ],
+)
+def test_what_is_neither_whole_nor_composite_is_none(fields: dict[str, str]) -> None:
+    assert read_checksum(fields, whole=True) is None
+    assert read_composite(fields) is None
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=30))
+def test_parts_are_their_lengths(lengths: list[int]) -> None:
+    parts = Parts.of(lengths)
+    assert list(parts) == lengths
+    assert (parts.count, parts.total) == (len(lengths), sum(lengths))
+    assert Parts.parse(str(parts)) == parts
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "whole", "text"),
+    [
+        (8, 3, 17, "8x2,1"),
+        (8, 2, 16, "8x2"),
+        (8, 1, 8, "8"),
+        (8, 1, 3, "3"),
+        (8, 3, 16, ""),
+        (8, 2, 17, ""),
+        (8, 0, 0, ""),
+    ],
+)
+def test_equal_parts(length: int, count: int, whole: int, text: str) -> None:
+    assert str(Parts.equal(length, count, whole) or "") == text
+
+
+@pytest.mark.parametrize("text", ["", "0", "8,", "8x0", "-8", "8x3x2", "1x10001", "1x5000,2x5001", "8" * 16, "²"])
+def test_parts_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(BadRequestError, match="part"):
+        Parts.parse(text)
