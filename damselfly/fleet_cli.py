@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from rich.console import Console
 from damselfly import fleet
 from damselfly.fleet import Naming, SchedulerApi
 from damselfly.get import parse_header
+from damselfly.transfer import spelt_out
 from p2p.auth import ClusterSecret
 from p2p.config import parse_address
 from p2p.errors import BadRequestError, ConfigError, DamselflyError
@@ -83,7 +85,7 @@ def preheat(
             fleet.show_preheat(job, console, as_json=as_json)
             return 0
         order = {
-            "urls": urls,
+            "urls": [_spelt_out(url) for url in urls or ()],
             "recursive": recursive,
             "to": to,
             "pin": pin,
@@ -107,7 +109,11 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """Show what the fleet holds: object, version, size, how many hosts have all or some of it, age."""
-    _run(lambda api, console: fleet.list_held(api, what, console, as_json=as_json), scheduler_http, cluster_secret_file)
+
+    def act(api: SchedulerApi, console: Console) -> int:
+        return fleet.list_held(api, _spelt_out(what), console, as_json=as_json)
+
+    _run(act, scheduler_http, cluster_secret_file)
 
 
 @app.command()
@@ -124,7 +130,7 @@ def stat(
     naming = Naming(parse_filters(filter or ()), tag, application)
 
     def act(api: SchedulerApi, console: Console) -> int:
-        return fleet.show_task(api, fleet.task_of(api, what, naming), console, as_json=as_json)
+        return fleet.show_task(api, fleet.task_of(api, _spelt_out(what), naming), console, as_json=as_json)
 
     _run(act, scheduler_http, cluster_secret_file)
 
@@ -143,7 +149,7 @@ def rm(
     naming = Naming(parse_filters(filter or ()), tag, application)
 
     def act(api: SchedulerApi, console: Console) -> int:
-        return fleet.remove_task(api, fleet.task_of(api, what, naming), console, as_json=as_json)
+        return fleet.remove_task(api, fleet.task_of(api, _spelt_out(what), naming), console, as_json=as_json)
 
     _run(act, scheduler_http, cluster_secret_file)
 
@@ -162,7 +168,7 @@ def pin(
     naming = Naming(parse_filters(filter or ()), tag, application)
 
     def act(api: SchedulerApi, console: Console) -> int:
-        return fleet.pin_task(api, fleet.task_of(api, what, naming), console, pinned=True, as_json=as_json)
+        return fleet.pin_task(api, fleet.task_of(api, _spelt_out(what), naming), console, pinned=True, as_json=as_json)
 
     _run(act, scheduler_http, cluster_secret_file)
 
@@ -181,9 +187,14 @@ def unpin(
     naming = Naming(parse_filters(filter or ()), tag, application)
 
     def act(api: SchedulerApi, console: Console) -> int:
-        return fleet.pin_task(api, fleet.task_of(api, what, naming), console, pinned=False, as_json=as_json)
+        return fleet.pin_task(api, fleet.task_of(api, _spelt_out(what), naming), console, pinned=False, as_json=as_json)
 
     _run(act, scheduler_http, cluster_secret_file)
+
+
+def _spelt_out(text: str) -> str:
+    """Return what a user named; the endpoints that only this command's environment tells are in the name then."""
+    return spelt_out(text, os.environ)
 
 
 def _job(text: str) -> str:

@@ -198,6 +198,8 @@ class Tree:
         try:
             connection.connect()
             self._sock = connection.sock
+            if self._stopped:
+                self.stop()
         except OSError as error:
             raise GetError(
                 f"no peer at {settings.proxy} ({error.strerror or 'no answer'}); start one with `damselfly up` or "
@@ -212,10 +214,10 @@ class Tree:
             if response.status != 200:
                 raise GetError(f"{response.status} {response.reason}{explanation(response)}")
             while line := response.readline(JSON_BYTES + 1):
-                told = json.loads(line)
-                if isinstance(told, dict) and "error" in told:
-                    raise error_from_json(told)
-                yield listed_from_json(told)
+                entry = entry_from_json(json.loads(line))
+                if isinstance(entry, DamselflyError):
+                    raise entry
+                yield entry
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise GetError(f"the listing broke off ({type(error).__name__})") from None
         finally:

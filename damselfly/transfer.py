@@ -23,7 +23,7 @@ from p2p.digests import ExpectedDigest, Hasher
 from p2p.errors import BadRequestError, DamselflyError, DigestMismatchError
 from p2p.fields import is_strong_tag
 from p2p.identity import Task, identify
-from p2p.native import Location, is_native, parse_native
+from p2p.native import Location, is_native, native_name, parse_native
 from p2p.pagecache import WRITE_BYTES
 from p2p.ranges import ByteRange, parse_content_range
 from p2p.stores import Store
@@ -71,6 +71,15 @@ def located(url: str, environment: Mapping[str, str]) -> Location | None:
         return None
     endpoints = {store: next(filter(None, map(environment.get, names)), "") for store, names in _ENDPOINTS.items()}
     return parse_native(url, endpoints={store: endpoint for store, endpoint in endpoints.items() if endpoint})
+
+
+def spelt_out(text: str, environment: Mapping[str, str]) -> str:
+    """Return a native name with its endpoint in it, as it is understood anywhere; any other text as it is.
+
+    Raises BadRequestError.
+    """
+    location = located(text, environment)
+    return text if location is None else native_name(location.url, location.store)
 
 
 class Transfer:
@@ -204,6 +213,8 @@ class Transfer:
         try:
             connection.connect()
             self._sock = connection.sock
+            if self._stopped:
+                self.stop()
         except OSError as error:
             raise GetError(
                 f"no peer at {settings.proxy} ({error.strerror or 'no answer'}); start one with `damselfly up` or "

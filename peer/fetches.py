@@ -114,6 +114,8 @@ class Fetches:
         """End a fetch, and tell whether it was under way; what has landed stays."""
         known = self._under_way.get(version_id)
         if known is not None:
+            # At once, so that nobody who orders it anew joins what is about to end.
+            known[0].state = State.CANCELLED
             known[1].cancel()
         return known is not None
 

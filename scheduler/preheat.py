@@ -380,6 +380,8 @@ class _Bringing:
             request = FetchRequest(item.task, item.version, item.source, self._job.order.pin, item.checksum)
             cell = item.hosts[self._member.host_id]
             async with self._ordering:
+                # From now on the host may have it, whatever becomes of its answer.
+                cell.state = State.RUNNING
                 try:
                     await self._fleet.fetch(self._member, request)
                 except (HostError, StoppingError) as error:
@@ -388,7 +390,6 @@ class _Bringing:
                 except DamselflyError as error:
                     cell.end(State.FAILED, str(error))
                 else:
-                    cell.state = State.RUNNING
                     self._ordered[item.version.id] = cell
             self._waiting.popleft()
 

@@ -64,9 +64,15 @@ def lent_store(url: str, fields: Fields, rule: Rule) -> Store | None:
     """Return the store that is to be asked for `url` with the fleet's credentials; None: with the caller's own.
 
     Under a rule that is so for what asks for an object's bytes and nothing more: a request with a customer's key
-    (SSE-C), or for an ACL or a listing, stays the caller's. Raises BadRequestError where nothing tells the store.
+    (SSE-C), or for an ACL or a listing, stays the caller's. Raises BadRequestError where nothing tells the store, and
+    for a caller that names the store and asks for more than bytes: it has no way of its own.
     """
     named = named_store(fields)
+    if named is not None and not _selects_bytes(url, named):
+        raise BadRequestError(
+            f"{STORE} is for the bytes of objects; this URL's query asks the store for something else, or cannot be "
+            "signed for: send the plain URL of the object"
+        )
     if named is not None or rule.credentials is not Credentials.SEED:
         return named
     store = rule.store or _told_by(url, fields)
@@ -120,13 +126,16 @@ def _told_by(url: str, fields: Fields) -> Store | None:
 
 
 def _asks_for_bytes(url: str, fields: Fields, store: Store) -> bool:
+    theirs = (match["name"].lower() for name, _ in fields if (match := _STORES_FIELD.fullmatch(name)))
+    return _selects_bytes(url, store) and all(name in _PROOFS for name in theirs) and _names_object(url, store)
+
+
+def _selects_bytes(url: str, store: Store) -> bool:
+    """Tell whether a URL's query leaves it an object's bytes that are asked for: `acl` or `policy` does not."""
     query = url.partition("#")[0].partition("?")[2]
     signing = _signing(query, store)
     names = (_name(segment) for segment in query.split("&") if segment)
-    if any(name not in signing and not _HARMLESS_PARAMETERS.fullmatch(name) for name in names):
-        return False
-    theirs = (match["name"].lower() for name, _ in fields if (match := _STORES_FIELD.fullmatch(name)))
-    return all(name in _PROOFS for name in theirs) and _names_object(url, store)
+    return store is Store.HTTP or all(name in signing or _HARMLESS_PARAMETERS.fullmatch(name) for name in names)
 
 
 def _names_object(url: str, store: Store) -> bool:

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from p2p.digests import ExpectedDigest
-from p2p.errors import ChecksumMismatchError, DigestMismatchError, OriginError, StoreError, VersionChangedError
+from p2p.errors import (
+    ChecksumMismatchError,
+    CredentialsError,
+    DigestMismatchError,
+    OriginError,
+    StoreError,
+    VersionChangedError,
+)
 from p2p.fields import entity_tags, http_date, single, values
 from p2p.hostapi import Keepable, Refused, Stream
 from p2p.ranges import ByteRange, if_range_matches, not_modified, parse_range
@@ -203,7 +210,16 @@ class Responder:
             # Nothing of the caller's but what it wants to have, and from which version.
             conditions = across_hosts(for_origin(exchange.fields))
             source = replace(wanted.source, headers=conditions)
-        await self._forwarder.forward(exchange, follow=True, method="GET", extra=extra, content=content, source=source)
+        try:
+            await self._forwarder.forward(
+                exchange, follow=True, method="GET", extra=extra, content=content, source=source
+            )
+        except CredentialsError as error:
+            # A seed may have been let in: only bytes that can be kept come by way of one.
+            raise CredentialsError(
+                f"{error}; this peer asked for itself, because the fleet cannot keep the object ({reason})",
+                error.status,
+            ) from None
 
     def _fields(self, wanted: Wanted, judged: Judged, probe: Keepable) -> Fields:
         return (

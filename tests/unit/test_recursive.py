@@ -13,10 +13,11 @@ from rich.console import Console
 
 from damselfly.get import get, get_tree
 from damselfly.recursive import NOTE, is_prefix
-from damselfly.transfer import GetSettings, located
+from damselfly.transfer import GetSettings, located, spelt_out
 from p2p.config import Address
 from p2p.errors import OriginError
 from p2p.hostapi import Listed, error_to_json, listed_to_json
+from p2p.native import parse_native
 from p2p.stores import Store
 
 from .source.raw_origin import RawOrigin, RawRequest, raw_origin, response, serving
@@ -204,6 +205,16 @@ def test_endpoints_come_from_the_environment_where_the_name_has_none() -> None:
     assert found is not None
     assert found.url.startswith("https://c")
     assert located("https://host/key", {}) is None
+
+
+def test_names_for_others_hold_the_endpoint_that_only_this_environment_tells() -> None:
+    environment = {"OSS_ENDPOINT": "oss-cn-beijing.aliyuncs.com", "AWS_ENDPOINT_URL": "http://minio:9000"}
+    for name in ("oss://bucket/a b%2F?", "s3://bucket/prefix/"):
+        spelt = spelt_out(name, environment)
+        assert parse_native(spelt) == located(name, environment)
+        assert spelt_out(spelt, {}) == spelt
+    for other in ("", "https://host/key?X-Amz-Signature=a", "s3+https://minio/bucket/key", "0123456789abcdef"):
+        assert spelt_out(other, environment) == other
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,20 @@ async def test_a_fetch_is_cancelled_and_can_be_ordered_again(tmp_path: Path) -> 
         await host.until(VERSION, State.DONE)
 
 
+async def test_an_order_right_after_a_cancellation_does_not_join_what_is_ending(tmp_path: Path) -> None:
+    async with asyncio.timeout(20), running(tmp_path) as peer, TaskScope() as scope:
+        fetches, order = Fetches(peer.tasks, peer.store, scope), FetchRequest(TASK, VERSION, SOURCE)
+        peer.network.gate.clear()
+        fetches.begin(order)
+        await peer.network.asked.wait()
+        assert fetches.cancel(VERSION.id)
+        fetches.begin(order)
+        peer.network.gate.set()
+        while not (states := fetches.states())[0].state.over:  # noqa: ASYNC110  # nobody is told of it
+            await asyncio.sleep(0)
+        assert [row.state for row in states] == [State.DONE]
+
+
 async def test_a_removal_ends_the_fetch(tmp_path: Path) -> None:
     async with a_host(tmp_path) as host:
         host.peer.network.gate.clear()

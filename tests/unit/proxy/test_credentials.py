@@ -157,6 +157,16 @@ async def test_without_credentials_and_seeds_a_refusal_says_what_to_do(front: Fr
     assert b"--cloud-credentials, or start a seed" in reply.body
 
 
+async def test_a_refusal_of_what_may_not_be_kept_says_why_no_seed_brought_it(front: Front, origin: RawOrigin) -> None:
+    private = serving(CONTENT, "Cache-Control: no-store")
+    refusal = response(403, body=b"<Error><Code>AccessDenied</Code></Error>")
+    origin.answer = lambda request: private(request) if request.field("Range") == "bytes=0-0" else refusal
+    reply = await front.get(f"{origin.base}/container/m.onnx", "X-Damselfly-Store: azure")
+    assert reply.status == 403
+    assert b"the fleet cannot keep the object" in reply.body
+    assert b"no-store" in reply.body
+
+
 async def test_what_is_public_needs_neither(front: Front, origin: RawOrigin) -> None:
     reply = await front.get(f"{origin.base}/container/m.onnx", "X-Damselfly-Store: azure")
     assert (reply.status, reply.body) == (200, CONTENT)
@@ -168,6 +178,9 @@ async def test_other_methods_and_other_words_are_refused(front: Front, origin: R
     assert (reply.status, b"GET and HEAD" in reply.body) == (400, True)
     reply = await front.get(url, "X-Damselfly-Store: s4")
     assert (reply.status, b"s3, gcs, azure" in reply.body) == (400, True)
+    for query in ("acl", "policy", "list-type=2&prefix=", "a=b;acl", "%61cl", f"{SIGNED}&uploads"):
+        reply = await front.get(f"{url}?{query}", "X-Damselfly-Store: s3")
+        assert (reply.status, b"something else" in reply.body) == (400, True)
     reply = await front.get(url, "X-Damselfly-List: 1")
     assert (reply.status, b"needs X-Damselfly-Store" in reply.body) == (400, True)
     assert not origin.requests
