@@ -26,7 +26,7 @@ import aiohttp
 from damselfly.progress import Sources, Whence
 from damselfly.transfer import GetError, GetSettings, Transfer, explanation, located
 from p2p.errors import BadRequestError, DamselflyError
-from p2p.hostapi import JSON_BYTES, Listed, error_from_json, listed_from_json
+from p2p.hostapi import JSON_BYTES, Listed, entry_from_json
 from p2p.native import Location, bucket_of, is_native
 from p2p.tasks import TaskScope
 from peer.source.listing import relative_path

@@ -191,6 +191,11 @@ def listed_from_json(value: object) -> Listed:
     return Listed(key, url, length, etag)
 
 
+def entry_from_json(value: object) -> Listed | DamselflyError:
+    """Return what a line of a listing holds: an entry, or the error that ends it. Raises BadRequestError."""
+    return error_from_json(value) if isinstance(value, dict) and "error" in value else listed_from_json(value)
+
+
 def error_to_json(error: DamselflyError) -> dict[str, object]:
     """Return an error as JSON values: its text, which holds no secret, and its class; the body of what is not 2xx."""
     status = {"status": error.status} if isinstance(error, OriginRefusedError | CredentialsError) else {}

@@ -8,7 +8,6 @@ hashing, so that every peer asks the same one without talking about it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from prometheus_client import Counter, Gauge
 from p2p.auth import ClusterSecret
 from p2p.control import Hello, Holding, Holdings, PeerMessage, SchedulerMessage
 from p2p.errors import DamselflyError
+from p2p.rendezvous import weight
 from p2p.rpc.channel import open_channel, session_metadata
 from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
 from p2p.tasks import TaskScope
@@ -215,8 +215,4 @@ class Links:
 
     def _link(self, version_id: str) -> Link | None:
         connected = (link for link in self._links if link.connected)
-        return max(connected, key=lambda link: _weight(link.address, version_id), default=None)
-
-
-def _weight(address: str, version_id: str) -> bytes:
-    return hashlib.blake2b(f"{address}\0{version_id}".encode(), digest_size=8).digest()
+        return max(connected, key=lambda link: weight(link.address, version_id), default=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -22,11 +21,12 @@ from p2p.hostapi import (
     PROBE_SECONDS,
     Listed,
     Probe,
+    entry_from_json,
     error_from_json,
-    listed_from_json,
     probe_from_json,
     source_to_json,
 )
+from p2p.rendezvous import weight
 from p2p.stores import Store
 
 AT_ONCE = 64
@@ -105,10 +105,10 @@ class Fleet:
                         line = await anext(lines)
                 except StopAsyncIteration:
                     return tuple(found)
-                value = json.loads(line)
-                if isinstance(value, dict) and "error" in value:
-                    raise error_from_json(value)
-                found.append(listed_from_json(value))
+                entry = entry_from_json(json.loads(line))
+                if isinstance(entry, DamselflyError):
+                    raise entry
+                found.append(entry)
 
     async def fetch(self, host: Member, request: FetchRequest) -> None:
         """Order a host to bring a version to itself."""
@@ -180,11 +180,7 @@ class Fleet:
 
 def in_order(members: Sequence[Member], key: str) -> list[Member]:
     """Return hosts in the order of rendezvous hashing for `key`."""
-
-    def weight(member: Member) -> bytes:
-        return hashlib.blake2b(f"{member.host_id}\0{key}".encode("utf-8", "surrogateescape")).digest()
-
-    return sorted(members, key=weight)
+    return sorted(members, key=lambda member: weight(member.host_id, key), reverse=True)
 
 
 async def ask_all(

@@ -1,4 +1,4 @@
-"""The values of `p2p.control` to protobuf and back.
+"""The messages of `p2p.control` to protobuf and back.
 
 To protobuf always works. From protobuf everything is checked, since it comes from another process: whatever passes is
 well-formed and of bounded size, and anything else is a BadRequestError that names the field and never a source's URL.
@@ -7,8 +7,6 @@ well-formed and of bounded size, and anything else is a BadRequestError that nam
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TypeVar
 
 from p2p.control import (
     ORIGIN,
@@ -30,36 +28,36 @@ from p2p.control import (
     SchedulerMessage,
     SeedHost,
     Seeds,
-    Source,
     Unwant,
     Verdict,
     Verify,
     Want,
 )
 from p2p.errors import BadRequestError
-from p2p.pieces import Bitmap, PieceLayout, Span
-from p2p.stores import Store
+from p2p.pieces import Bitmap, PieceLayout
+from p2p.rpc.values import (
+    HOST_ID,
+    MAX_HEADERS,
+    MAX_PIECES,
+    MAX_TEXT,
+    bounded,
+    digests_from_proto,
+    matching,
+    parent_id,
+    short,
+    source_from_proto,
+    source_to_proto,
+    span_from_proto,
+    span_to_proto,
+    spans_from_proto,
+    version_from_proto,
+    version_to_proto,
+)
 from p2p.v1 import scheduler_pb2 as pb
-from p2p.versions import ValidatorKind, Version
 
-T = TypeVar("T")
-
-DIGEST_BYTES = 16
-
-MAX_OBJECT_BYTES = 1 << 44
-"""Longest object that is dealt with (16 TiB); bounds what one message can make a scheduler allocate."""
-
-MAX_PIECES = PieceLayout.of(MAX_OBJECT_BYTES).count
-
-_MAX_ENTRIES = 65_536
-_MAX_TEXT = 1024
-_MAX_URL = 65_536
-_MAX_HEADERS = 256
 _MAX_SLOTS = 65_536
 
-_TASK_ID = re.compile(r"[0-9a-f]{64}")
 _VERSION_ID = re.compile(r"[0-9a-f]{32}")
-_HOST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.:_~%!$&'()*+,;=\[\]-]{1,300}:[0-9]{1,5}")
 _CHECKSUM = re.compile(r"|[a-z0-9-]{1,32}:[0-9A-Za-z+/=:.,-]{1,512}")
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):[0-9]{1,5}")
@@ -75,9 +73,9 @@ def peer_message_to_proto(message: PeerMessage) -> pb.PeerMessage:
         case Want(version, spans, source, checksum):
             return pb.PeerMessage(
                 want=pb.Want(
-                    version=_version_to_proto(version),
-                    spans=map(_span_to_proto, spans),
-                    source=_source_to_proto(source) if source else None,
+                    version=version_to_proto(version),
+                    spans=map(span_to_proto, spans),
+                    source=source_to_proto(source) if source else None,
                     checksum=checksum,
                 )
             )
@@ -90,9 +88,9 @@ def peer_message_to_proto(message: PeerMessage) -> pb.PeerMessage:
                 )
             )
         case Dropped(version_id, spans):
-            return pb.PeerMessage(dropped=pb.Dropped(version_id=version_id, spans=map(_span_to_proto, spans)))
+            return pb.PeerMessage(dropped=pb.Dropped(version_id=version_id, spans=map(span_to_proto, spans)))
         case Verdict(version_id, sound, detail):
-            return pb.PeerMessage(verdict=pb.Verdict(version_id=version_id, sound=sound, detail=detail[:_MAX_TEXT]))
+            return pb.PeerMessage(verdict=pb.Verdict(version_id=version_id, sound=sound, detail=detail[:MAX_TEXT]))
         case OriginUse(loads):
             return pb.PeerMessage(origin_use=pb.OriginUse(loads=map(_load_to_proto, loads)))
 
@@ -103,23 +101,23 @@ def peer_message_from_proto(message: pb.PeerMessage) -> PeerMessage | None:
         case "hello":
             return _hello_from_proto(message.hello)
         case "holdings":
-            entries = _bounded(message.holdings.holdings, "holdings")
+            entries = bounded(message.holdings.holdings, "holdings")
             return Holdings(tuple(map(_holding_from_proto, entries)), message.holdings.last)
         case "want":
             return _want_from_proto(message.want)
         case "unwant":
-            return Unwant(_matching(_VERSION_ID, message.unwant.version_id, "unwant.version_id"))
+            return Unwant(matching(_VERSION_ID, message.unwant.version_id, "unwant.version_id"))
         case "progress":
             return _progress_from_proto(message.progress)
         case "dropped":
-            version_id = _matching(_VERSION_ID, message.dropped.version_id, "dropped.version_id")
-            return Dropped(version_id, _spans_from_proto(message.dropped.spans, MAX_PIECES, "dropped.spans"))
+            version_id = matching(_VERSION_ID, message.dropped.version_id, "dropped.version_id")
+            return Dropped(version_id, spans_from_proto(message.dropped.spans, MAX_PIECES, "dropped.spans"))
         case "verdict":
-            version_id = _matching(_VERSION_ID, message.verdict.version_id, "verdict.version_id")
-            detail = _short(message.verdict.detail, "verdict.detail", _MAX_TEXT)
+            version_id = matching(_VERSION_ID, message.verdict.version_id, "verdict.version_id")
+            detail = short(message.verdict.detail, "verdict.detail", MAX_TEXT)
             return Verdict(version_id, message.verdict.sound, detail)
         case "origin_use":
-            return OriginUse(tuple(map(_load_from_proto, _bounded(message.origin_use.loads, "origin_use.loads"))))
+            return OriginUse(tuple(map(_load_from_proto, bounded(message.origin_use.loads, "origin_use.loads"))))
         case "heartbeat":
             return None
         case None:
@@ -137,7 +135,7 @@ def scheduler_message_to_proto(message: SchedulerMessage) -> pb.SchedulerMessage
         case Verify(version_id):
             return pb.SchedulerMessage(verify=pb.Verify(version_id=version_id))
         case Condemned(version_id, reason):
-            return pb.SchedulerMessage(condemned=pb.Condemned(version_id=version_id, reason=reason[:_MAX_TEXT]))
+            return pb.SchedulerMessage(condemned=pb.Condemned(version_id=version_id, reason=reason[:MAX_TEXT]))
         case Allowance():
             return pb.SchedulerMessage(
                 allowance=pb.Allowance(
@@ -156,12 +154,12 @@ def scheduler_message_from_proto(message: pb.SchedulerMessage) -> SchedulerMessa
         case "assignment":
             return _assignment_from_proto(message.assignment)
         case "seeds":
-            return Seeds(tuple(map(_seed_from_proto, _bounded(message.seeds.hosts, "seeds.hosts"))))
+            return Seeds(tuple(map(_seed_from_proto, bounded(message.seeds.hosts, "seeds.hosts"))))
         case "verify":
-            return Verify(_matching(_VERSION_ID, message.verify.version_id, "verify.version_id"))
+            return Verify(matching(_VERSION_ID, message.verify.version_id, "verify.version_id"))
         case "condemned":
-            version_id = _matching(_VERSION_ID, message.condemned.version_id, "condemned.version_id")
-            return Condemned(version_id, _short(message.condemned.reason, "condemned.reason", _MAX_TEXT))
+            version_id = matching(_VERSION_ID, message.condemned.version_id, "condemned.version_id")
+            return Condemned(version_id, short(message.condemned.reason, "condemned.reason", MAX_TEXT))
         case "allowance":
             return _allowance_from_proto(message.allowance)
         case "heartbeat":
@@ -172,27 +170,27 @@ def scheduler_message_from_proto(message: pb.SchedulerMessage) -> SchedulerMessa
 
 def _assignment_to_proto(assignment: Assignment) -> pb.Assignment:
     return pb.Assignment(
-        version=_version_to_proto(assignment.version),
+        version=version_to_proto(assignment.version),
         parts=[
             pb.Part(
-                span=_span_to_proto(part.span),
+                span=span_to_proto(part.span),
                 parent_id=part.parent_id,
                 parent_address=part.parent_address,
                 digests=b"".join(part.digests),
             )
             for part in assignment.parts
         ],
-        source=_source_to_proto(assignment.source) if assignment.source else None,
+        source=source_to_proto(assignment.source) if assignment.source else None,
         cold=assignment.cold,
     )
 
 
 def _assignment_from_proto(assignment: pb.Assignment) -> Assignment:
-    version = _version_from_proto(assignment.version)
+    version = version_from_proto(assignment.version)
     pieces = PieceLayout.of(version.length).count
     parts = []
-    for part in _bounded(assignment.parts, "assignment.parts"):
-        span = _span_from_proto(part.span, pieces, "part.span")
+    for part in bounded(assignment.parts, "assignment.parts"):
+        span = span_from_proto(part.span, pieces, "part.span")
         if part.parent_id == ORIGIN:
             if part.digests or part.parent_address:
                 raise BadRequestError("a part from the origin has neither digests nor an address")
@@ -201,19 +199,17 @@ def _assignment_from_proto(assignment: pb.Assignment) -> Assignment:
         parts.append(
             Part(
                 span,
-                _matching(_HOST_ID, part.parent_id, "part.parent_id"),
-                _matching(_ADDRESS, part.parent_address, "part.parent_address"),
-                _digests_from_proto(part.digests, len(span), "part.digests"),
+                matching(HOST_ID, part.parent_id, "part.parent_id"),
+                matching(_ADDRESS, part.parent_address, "part.parent_address"),
+                digests_from_proto(part.digests, len(span), "part.digests"),
             )
         )
-    source = _source_from_proto(assignment.source) if assignment.HasField("source") else None
+    source = source_from_proto(assignment.source) if assignment.HasField("source") else None
     return Assignment(version, tuple(parts), source, assignment.cold)
 
 
 def _seed_from_proto(seed: pb.SeedHost) -> SeedHost:
-    return SeedHost(
-        _matching(_HOST_ID, seed.host_id, "seed.host_id"), _matching(_ADDRESS, seed.address, "seed.address")
-    )
+    return SeedHost(matching(HOST_ID, seed.host_id, "seed.host_id"), matching(_ADDRESS, seed.address, "seed.address"))
 
 
 def _load_to_proto(load: OriginLoad) -> pb.OriginLoad:
@@ -231,7 +227,7 @@ def _load_to_proto(load: OriginLoad) -> pb.OriginLoad:
 
 
 def _load_from_proto(load: pb.OriginLoad) -> OriginLoad:
-    origin = _matching(_ORIGIN, load.origin, "load.origin")
+    origin = matching(_ORIGIN, load.origin, "load.origin")
     return OriginLoad(
         origin,
         load.connections,
@@ -247,7 +243,7 @@ def _load_from_proto(load: pb.OriginLoad) -> OriginLoad:
 
 def _allowance_from_proto(allowance: pb.Allowance) -> Allowance:
     return Allowance(
-        _matching(_ORIGIN, allowance.origin, "allowance.origin"),
+        matching(_ORIGIN, allowance.origin, "allowance.origin"),
         allowance.connections if allowance.HasField("connections") else None,
         allowance.requests_per_second if allowance.HasField("requests_per_second") else None,
         allowance.bytes_per_second if allowance.HasField("bytes_per_second") else None,
@@ -269,32 +265,32 @@ def _hello_to_proto(hello: Hello) -> pb.Hello:
 def _hello_from_proto(hello: pb.Hello) -> Hello:
     if hello.upload_slots > _MAX_SLOTS:
         raise BadRequestError(f"hello.upload_slots is {hello.upload_slots}; at most {_MAX_SLOTS} make sense")
-    if len(hello.labels) > _MAX_HEADERS:
-        raise BadRequestError(f"hello.labels has {len(hello.labels)} entries, more than {_MAX_HEADERS}")
+    if len(hello.labels) > MAX_HEADERS:
+        raise BadRequestError(f"hello.labels has {len(hello.labels)} entries, more than {MAX_HEADERS}")
     labels = {
-        _short(name, "a label's name", _MAX_TEXT): _short(value, "a label's value", _MAX_TEXT)
+        short(name, "a label's name", MAX_TEXT): short(value, "a label's value", MAX_TEXT)
         for name, value in hello.labels.items()
     }
     return Hello(
-        host_id=_matching(_HOST_ID, hello.host_id, "hello.host_id"),
-        address=_matching(_ADDRESS, hello.address, "hello.address"),
+        host_id=matching(HOST_ID, hello.host_id, "hello.host_id"),
+        address=matching(_ADDRESS, hello.address, "hello.address"),
         seed=hello.seed,
         upload_slots=hello.upload_slots,
         labels=labels,
-        software=_short(hello.software, "hello.software", _MAX_TEXT),
+        software=short(hello.software, "hello.software", MAX_TEXT),
     )
 
 
 def _holding_to_proto(holding: Holding) -> pb.Holding:
     return pb.Holding(
-        version=_version_to_proto(holding.version),
+        version=version_to_proto(holding.version),
         bitmap=holding.bitmap.to_bytes(),
         digests=b"".join(holding.digests),
     )
 
 
 def _holding_from_proto(holding: pb.Holding) -> Holding:
-    version = _version_from_proto(holding.version)
+    version = version_from_proto(holding.version)
     pieces = PieceLayout.of(version.length).count
     if len(holding.bitmap) > -(-pieces // 8):
         raise BadRequestError(f"holding.bitmap has {len(holding.bitmap)} bytes for {pieces} pieces")
@@ -302,44 +298,44 @@ def _holding_from_proto(holding: pb.Holding) -> Holding:
         bitmap = Bitmap.from_bytes(holding.bitmap, pieces)
     except ValueError as error:
         raise BadRequestError(f"holding.bitmap: {error}") from error
-    return Holding(version, bitmap, _digests_from_proto(holding.digests, len(bitmap), "holding.digests"))
+    return Holding(version, bitmap, digests_from_proto(holding.digests, len(bitmap), "holding.digests"))
 
 
 def _want_from_proto(want: pb.Want) -> Want:
-    version = _version_from_proto(want.version)
-    spans = _spans_from_proto(want.spans, PieceLayout.of(version.length).count, "want.spans")
-    source = _source_from_proto(want.source) if want.HasField("source") else None
-    return Want(version, spans, source, _matching(_CHECKSUM, want.checksum, "want.checksum"))
+    version = version_from_proto(want.version)
+    spans = spans_from_proto(want.spans, PieceLayout.of(version.length).count, "want.spans")
+    source = source_from_proto(want.source) if want.HasField("source") else None
+    return Want(version, spans, source, matching(_CHECKSUM, want.checksum, "want.checksum"))
 
 
 def _progress_from_proto(progress: pb.Progress) -> Progress:
-    version_id = _matching(_VERSION_ID, progress.version_id, "progress.version_id")
-    landed = tuple(map(_landed_from_proto, _bounded(progress.landed, "progress.landed")))
-    failed = tuple(map(_failed_from_proto, _bounded(progress.failed, "progress.failed")))
+    version_id = matching(_VERSION_ID, progress.version_id, "progress.version_id")
+    landed = tuple(map(_landed_from_proto, bounded(progress.landed, "progress.landed")))
+    failed = tuple(map(_failed_from_proto, bounded(progress.failed, "progress.failed")))
     return Progress(version_id, landed, failed)
 
 
 def _landed_to_proto(landed: Landed) -> pb.Landed:
-    return pb.Landed(span=_span_to_proto(landed.span), parent_id=landed.parent_id, digests=b"".join(landed.digests))
+    return pb.Landed(span=span_to_proto(landed.span), parent_id=landed.parent_id, digests=b"".join(landed.digests))
 
 
 def _landed_from_proto(landed: pb.Landed) -> Landed:
-    span = _span_from_proto(landed.span, MAX_PIECES, "landed.span")
+    span = span_from_proto(landed.span, MAX_PIECES, "landed.span")
     # A holder's word for bytes that came from another host is of no use: digests come from the origin's fetcher only.
     expected = len(span) if landed.parent_id == ORIGIN else 0
     return Landed(
         span,
-        _parent_id(landed.parent_id, "landed.parent_id"),
-        _digests_from_proto(landed.digests, expected, "landed.digests"),
+        parent_id(landed.parent_id, "landed.parent_id"),
+        digests_from_proto(landed.digests, expected, "landed.digests"),
     )
 
 
 def _failed_to_proto(failed: Failed) -> pb.Failed:
     return pb.Failed(
-        span=_span_to_proto(failed.span),
+        span=span_to_proto(failed.span),
         parent_id=failed.parent_id,
         reason=pb.Failed.Reason.Value(f"REASON_{failed.reason.name}"),
-        detail=failed.detail[:_MAX_TEXT],
+        detail=failed.detail[:MAX_TEXT],
     )
 
 
@@ -349,99 +345,8 @@ def _failed_from_proto(failed: pb.Failed) -> Failed:
     except ValueError as error:
         raise BadRequestError(f"failed.reason {failed.reason} is not known") from error
     return Failed(
-        _span_from_proto(failed.span, MAX_PIECES, "failed.span"),
-        _parent_id(failed.parent_id, "failed.parent_id"),
+        span_from_proto(failed.span, MAX_PIECES, "failed.span"),
+        parent_id(failed.parent_id, "failed.parent_id"),
         reason,
-        _short(failed.detail, "failed.detail", _MAX_TEXT),
+        short(failed.detail, "failed.detail", MAX_TEXT),
     )
-
-
-def _version_to_proto(version: Version) -> pb.Version:
-    return pb.Version(
-        task_id=version.task_id,
-        version_id=version.id,
-        length=version.length,
-        validator_kind=version.kind,
-        validator=version.validator,
-    )
-
-
-def _version_from_proto(version: pb.Version) -> Version:
-    if version.length > MAX_OBJECT_BYTES:
-        raise BadRequestError(f"version.length is {version.length} bytes, more than {MAX_OBJECT_BYTES}")
-    try:
-        kind = ValidatorKind(version.validator_kind)
-    except ValueError as error:
-        raise BadRequestError(f"version.validator_kind {version.validator_kind[:_MAX_TEXT]!r} is not known") from error
-    result = Version(
-        _matching(_TASK_ID, version.task_id, "version.task_id"),
-        version.length,
-        kind,
-        _short(version.validator, "version.validator", _MAX_TEXT),
-    )
-    if result.id != version.version_id:
-        raise BadRequestError(f"version.version_id is not that of its fields, {result.id}")
-    return result
-
-
-def _source_to_proto(source: Source) -> pb.Source:
-    headers = [pb.Header(name=name, value=value) for name, value in source.headers]
-    return pb.Source(url=source.url, headers=headers, store=source.store or "")
-
-
-def _source_from_proto(source: pb.Source) -> Source:
-    if len(source.headers) > _MAX_HEADERS:
-        raise BadRequestError(f"source.headers has {len(source.headers)} entries, more than {_MAX_HEADERS}")
-    if not source.url:
-        raise BadRequestError("source.url is empty")
-    headers = tuple(
-        (_short(header.name, "a header's name", _MAX_URL), _short(header.value, "a header's value", _MAX_URL))
-        for header in source.headers
-    )
-    try:
-        store = Store(source.store) if source.store else None
-    except ValueError as error:
-        raise BadRequestError(f"source.store {source.store[:_MAX_TEXT]!r} is not a known store") from error
-    return Source(_short(source.url, "source.url", _MAX_URL), headers, store)
-
-
-def _span_to_proto(span: Span) -> pb.Span:
-    return pb.Span(start=span.start, stop=span.stop)
-
-
-def _span_from_proto(span: pb.Span, pieces: int, field: str) -> Span:
-    if not span.start < span.stop <= pieces:
-        raise BadRequestError(f"{field} {span.start}..{span.stop} is not a span of {pieces} pieces")
-    return Span(span.start, span.stop)
-
-
-def _spans_from_proto(spans: Sequence[pb.Span], pieces: int, field: str) -> tuple[Span, ...]:
-    return tuple(_span_from_proto(span, pieces, field) for span in _bounded(spans, field))
-
-
-def _digests_from_proto(digests: bytes, count: int, field: str) -> tuple[bytes, ...]:
-    if len(digests) != count * DIGEST_BYTES:
-        raise BadRequestError(f"{field} has {len(digests)} bytes for {count} pieces of {DIGEST_BYTES} each")
-    return tuple(digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES))
-
-
-def _parent_id(text: str, field: str) -> str:
-    return ORIGIN if text == ORIGIN else _matching(_HOST_ID, text, field)
-
-
-def _matching(pattern: re.Pattern[str], text: str, field: str) -> str:
-    if not pattern.fullmatch(text):
-        raise BadRequestError(f"{field} {text[:80]!r} is malformed; expected {pattern.pattern}")
-    return text
-
-
-def _short(text: str, field: str, longest: int) -> str:
-    if len(text) > longest:
-        raise BadRequestError(f"{field} has {len(text)} characters, more than {longest}")
-    return text
-
-
-def _bounded(entries: Sequence[T], field: str) -> Sequence[T]:
-    if len(entries) > _MAX_ENTRIES:
-        raise BadRequestError(f"{field} has {len(entries)} entries, more than {_MAX_ENTRIES}")
-    return entries

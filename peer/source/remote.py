@@ -7,7 +7,6 @@ questions about one object meet at one seed; the next one is asked where one doe
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -26,12 +25,13 @@ from p2p.hostapi import (
     PROBE_SECONDS,
     Listed,
     Probe,
+    entry_from_json,
     error_from_json,
-    listed_from_json,
     probe_from_json,
     source_to_json,
 )
 from p2p.identity import redact
+from p2p.rendezvous import weight
 from p2p.stores import Store
 from p2p.telemetry import logger
 
@@ -130,7 +130,7 @@ class SeedClient:
             try:
                 async with self._asking(seed, "/v1/list", request) as answer:
                     async for line in answer.content:
-                        entry = _understood(_entry, line)
+                        entry = _understood(entry_from_json, line)
                         if isinstance(entry, DamselflyError):
                             raise entry
                         begun = True
@@ -149,10 +149,7 @@ class SeedClient:
         await self._session.close()
 
     def _in_order(self, key: str) -> list[SeedHost]:
-        def weight(seed: SeedHost) -> bytes:
-            return hashlib.blake2b(f"{seed.host_id}\0{key}".encode("utf-8", "surrogateescape")).digest()
-
-        return sorted(self._seeds, key=weight)
+        return sorted(self._seeds, key=lambda seed: weight(seed.host_id, key), reverse=True)
 
     @asynccontextmanager
     async def _asking(self, seed: SeedHost, path: str, request: object) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -228,11 +225,6 @@ class Origins:
         return CredentialsError(
             f"{error}; give this peer --cloud-credentials, or start a seed that has them", error.status
         )
-
-
-def _entry(told: object) -> Listed | DamselflyError:
-    """Return an entry of a listing, or the error that ends it."""
-    return error_from_json(told) if isinstance(told, dict) and "error" in told else listed_from_json(told)
 
 
 def _understood(read: Callable[[object], T], text: bytes) -> T:

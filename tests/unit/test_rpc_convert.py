@@ -38,12 +38,12 @@ from p2p.control import (
 from p2p.errors import BadRequestError
 from p2p.pieces import MIB, Bitmap, PieceLayout, Span
 from p2p.rpc.convert import (
-    MAX_OBJECT_BYTES,
     peer_message_from_proto,
     peer_message_to_proto,
     scheduler_message_from_proto,
     scheduler_message_to_proto,
 )
+from p2p.rpc.values import MAX_OBJECT_BYTES
 from p2p.stores import Store
 from p2p.v1 import scheduler_pb2 as pb
 from p2p.versions import ValidatorKind, Version
