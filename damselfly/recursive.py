@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from damselfly.progress import Sources, Whence
-from damselfly.transfer import GetError, GetSettings, Transfer, explanation, located
+from damselfly.transfer import GetError, GetSettings, Transfer, dial, explanation, located
 from p2p.errors import BadRequestError, DamselflyError
 from p2p.hostapi import JSON_BYTES, Listed, entry_from_json
 from p2p.native import Location, bucket_of, is_native
@@ -195,16 +195,9 @@ class Tree:
             "X-Damselfly-Store": self._location.store.value,
             "X-Damselfly-List": "1",
         }
-        try:
-            connection.connect()
-            self._sock = connection.sock
-            if self._stopped:
-                self.stop()
-        except OSError as error:
-            raise GetError(
-                f"no peer at {settings.proxy} ({error.strerror or 'no answer'}); start one with `damselfly up` or "
-                "`damselfly peer`, or name another with --proxy"
-            ) from None
+        self._sock = dial(connection, settings.proxy)
+        if self._stopped:
+            self.stop()
         try:
             connection.putrequest("GET", url, skip_host=True, skip_accept_encoding=True)
             for name, value in (*own.items(), *settings.headers):

@@ -210,16 +210,9 @@ class Transfer:
             ("Accept-Encoding", "identity"),
             *((("Range", f"bytes={held}-"), ("If-Range", etag)) if held else ()),
         ]
-        try:
-            connection.connect()
-            self._sock = connection.sock
-            if self._stopped:
-                self.stop()
-        except OSError as error:
-            raise GetError(
-                f"no peer at {settings.proxy} ({error.strerror or 'no answer'}); start one with `damselfly up` or "
-                "`damselfly peer`, or name another with --proxy"
-            ) from None
+        self._sock = dial(connection, settings.proxy)
+        if self._stopped:
+            self.stop()
         try:
             connection.putrequest("GET", self._url, skip_host=True, skip_accept_encoding=True)
             for name, value in fields:
@@ -296,6 +289,18 @@ def _feed(hasher: Hasher, descriptor: int, count: int) -> None:
             raise GetError("the file of the earlier run shrank while it was read")
         hasher.update(buffer[:read])
         offset += read
+
+
+def dial(connection: http.client.HTTPConnection, proxy: Address) -> socket.socket:
+    """Connect to a peer's proxy and return the socket. Raises GetError, with the remedy."""
+    try:
+        connection.connect()
+    except OSError as error:
+        raise GetError(
+            f"no peer at {proxy} ({error.strerror or 'no answer'}); start one with `damselfly up` or "
+            "`damselfly peer`, or name another with --proxy"
+        ) from None
+    return connection.sock
 
 
 def explanation(response: http.client.HTTPResponse) -> str:

@@ -25,7 +25,8 @@ from p2p.errors import BadRequestError, DamselflyError, StoppingError
 from p2p.fetches import HeldVersion, row_to_json
 from p2p.hostapi import Fields
 from scheduler.fleet import Fleet, Member, ask_all
-from scheduler.preheat import Job, Order, Preheats
+from scheduler.jobs import Job, Order
+from scheduler.preheat import Preheats
 
 _TASK = "{task_id:[0-9a-f]{64}}"
 _JOB = "{job_id:[0-9a-f]+}"

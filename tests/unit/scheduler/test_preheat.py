@@ -20,7 +20,8 @@ from p2p.stores import Store
 from p2p.tasks import TaskScope
 from p2p.versions import Version
 from scheduler.fleet import Fleet, Member
-from scheduler.preheat import Job, Order, Patience, Preheats, chosen
+from scheduler.jobs import Job, Order, chosen
+from scheduler.preheat import Patience, Preheats
 from tests.unit.peer.test_hostapi import OURS, SECRET, Host, a_host
 from tests.unit.peer.test_tasks import CONTENT, DIGESTS, VERSION
 
