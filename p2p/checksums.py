@@ -15,7 +15,7 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,6 +33,9 @@ STRIKE_SECONDS = 600.0
 """Wrong bytes that are longer ago count for nothing any more."""
 
 _REMEMBERED_STRIKES = 1024
+
+MAX_TEXT = 512
+"""How many characters a checksum may have that hosts tell each other: enough for dozens of parts of odd lengths."""
 
 
 class ChecksumKind(StrEnum):
@@ -213,16 +216,25 @@ class Crc:
 
 @dataclass(frozen=True, slots=True)
 class Unparted:
-    """A composite checksum whose parts are not known yet: their number is. `sure` if the store says that it is one."""
+    """A checksum that is composite, or is likely to be; of its parts only their number is known."""
 
     kind: ChecksumKind
     value: bytes
     count: int
-    sure: bool
 
-    def with_parts(self, parts: Parts, *, assumed: bool = False) -> Checksum:
-        """Return the checksum that can be compared; only one that is `sure`, with parts of its own, may condemn."""
-        return Checksum(self.kind, self.value, parts, assumed or not self.sure)
+    def of(self, parts: Sequence[tuple[int, str]]) -> Checksum | None:
+        """Return the checksum with these parts (length, its checksum in base64) if it is theirs, and can travel."""
+        values = [value for _, text in parts for value in _decoded([(self.kind, text)]).values()]
+        whole = self.kind.hasher()
+        whole.update(b"".join(values))
+        if len(values) != len(parts) or len(values) != self.count or whole.digest() != self.value:
+            return None
+        return _portable(Checksum(self.kind, self.value, Parts.of(length for length, _ in parts)))
+
+    def assuming(self, length: int, whole: int) -> Checksum | None:
+        """Return the checksum of an object of `whole` bytes whose parts have `length` bytes each, but for the last."""
+        parts = Parts.equal(length, self.count, whole)
+        return None if parts is None else _portable(Checksum(self.kind, self.value, parts, assumed=True))
 
 
 def read_checksum(headers: Headers, *, whole: bool) -> Checksum | None:
@@ -235,21 +247,25 @@ def read_checksum(headers: Headers, *, whole: bool) -> Checksum | None:
     """
     found = {**_google(headers), **_azure(headers, whole=whole)}
     if whole:
-        found |= _decoded((kind, text) for kind, text, _, count in _amazon(headers) if count is None)
+        found |= _decoded((kind, text) for kind, text, count in _amazon(headers) if count is None)
     return next((Checksum(kind, found[kind]) for kind in ChecksumKind if kind in found), None)
 
 
 def read_composite(headers: Headers) -> Unparted | None:
     """Return the cheapest composite checksum of S3 in an answer about the whole object, or None."""
-    for kind, text, sure, count in _amazon(headers):
+    for kind, text, count in _amazon(headers):
         if count is not None and 1 <= count <= MAX_PARTS:
             for value in _decoded([(kind, text)]).values():
-                return Unparted(kind, value, count, sure)
+                return Unparted(kind, value, count)
     return None
 
 
-def _amazon(headers: Headers) -> Iterator[tuple[ChecksumKind, str, bool, int | None]]:
-    """Yield kind, base64 text, whether the store itself says of which type it is, and the parts of a composite one.
+def _portable(checksum: Checksum) -> Checksum | None:
+    return checksum if len(str(checksum)) <= MAX_TEXT else None
+
+
+def _amazon(headers: Headers) -> Iterator[tuple[ChecksumKind, str, int | None]]:
+    """Yield kind, base64 text, and of one that is composite, or likely to be, how many parts it has.
 
     Composite values end in "-" and the number of parts. The type is said since FULL_OBJECT exists; before that the
     checksums of objects in parts were composite. Some servers say neither: then an ETag like "…-3" tells the number.
@@ -264,9 +280,9 @@ def _amazon(headers: Headers) -> Iterator[tuple[ChecksumKind, str, bool, int | N
         # A CRC-64/NVME is of the whole object unless something says otherwise: it never was anything else.
         plain = not said and not dash and (tag is None or kind is ChecksumKind.CRC64NVME)
         if said == "FULL_OBJECT" or plain:
-            yield kind, text, True, None
+            yield kind, text, None
         elif count := suffix if dash else tag[1] if tag else "":
-            yield kind, value, bool(said or dash), int(count) if re.fullmatch("[0-9]{1,5}", count) else 0
+            yield kind, value, int(count) if re.fullmatch("[0-9]{1,5}", count) else 0
 
 
 def _google(headers: Headers) -> dict[ChecksumKind, bytes]:

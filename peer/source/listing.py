@@ -11,10 +11,9 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from random import Random
-from typing import NoReturn
 from urllib.parse import quote, unquote, unquote_plus
 from xml.parsers import expat
 
@@ -27,6 +26,7 @@ from p2p.native import Bucket, bucket_of, native_name, object_url
 from p2p.stores import Store
 from peer.source.backoff import Backoff
 from peer.source.client import OriginClient, fields_of, origin_errors, read_at_most
+from peer.source.document import Document
 from peer.source.fields import Fields, retry_after
 
 PAGE_OBJECTS = 1000
@@ -35,6 +35,7 @@ PAGE_OBJECTS = 1000
 PAGE_BYTES = 16 * 1024 * 1024
 """How long a page may be; keys have up to 1024 bytes, three times as many where they are escaped."""
 
+_ENTRIES = ("Contents", "Blob")
 _ERROR_BYTES = 64 * 1024
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _AZURE_VERSION = ("x-ms-version", "2021-12-02")
@@ -178,7 +179,7 @@ class _Asking:
             response.release()
 
     async def _read(self, response: aiohttp.ClientResponse) -> _Page:
-        document, size = _Document(), 0
+        document, size = Document(_ENTRIES), 0
         try:
             async for chunk in response.content.iter_any():
                 size += len(chunk)
@@ -191,51 +192,7 @@ class _Asking:
             raise OriginError(f"the listing of {self.name} is not what the store's kind gives: {error!r}") from None
 
 
-@dataclass(slots=True)
-class _Document:
-    """The texts of an XML document's leaves: of each entry (`Contents` or `Blob`), and of all others."""
-
-    entries: list[dict[str, str]] = field(default_factory=list)
-    others: dict[str, str] = field(default_factory=dict)
-    root: str = ""
-    _open: dict[str, str] | None = None
-    _text: list[str] = field(default_factory=list)
-    _parser: expat.XMLParserType = field(default_factory=expat.ParserCreate)
-
-    def __post_init__(self) -> None:
-        self._parser.buffer_text = True
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.CharacterDataHandler = self._text.append
-        self._parser.StartDoctypeDeclHandler = _refuse_doctype
-
-    def feed(self, data: bytes, *, last: bool = False) -> None:
-        """Take the next bytes. Raises ExpatError, and ValueError for a document that defines entities."""
-        self._parser.Parse(data, last)
-
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        self.root = self.root or name
-        self._text.clear()
-        if name in ("Contents", "Blob"):
-            self._open = {}
-        elif self._open is not None and attributes.get("Encoded") == "true":
-            self._open["Encoded"] = name
-
-    def _end(self, name: str) -> None:
-        if name in ("Contents", "Blob") and self._open is not None:
-            self.entries.append(self._open)
-            self._open = None
-        else:
-            # The first of a name: what lies deeper (an owner's, a tag's) comes after what counts.
-            (self.others if self._open is None else self._open).setdefault(name, "".join(self._text))
-        self._text.clear()
-
-
-def _refuse_doctype(*_: object) -> NoReturn:
-    raise ValueError("it has a document type")
-
-
-def _page(document: _Document, store: Store) -> _Page:
+def _page(document: Document, store: Store) -> _Page:
     others = document.others
     if store is Store.AZURE:
         _require_root(document, "EnumerationResults")
@@ -252,7 +209,7 @@ def _page(document: _Document, store: Store) -> _Page:
     return _Page(entries, marker or entries[-1].key)
 
 
-def _require_root(document: _Document, name: str) -> None:
+def _require_root(document: Document, name: str) -> None:
     if document.root != name:
         raise ValueError(f"it is {document.root[:100]!r}, not {name!r}")
 
@@ -282,7 +239,7 @@ def _quoted(etag: str) -> str:
 def _error_code(fields: Fields, body: bytes) -> str:
     """Return the store's word for what is wrong. Its sentence is left out: it may quote what was signed."""
     code = next((value for name, value in fields if name.lower() == "x-ms-error-code"), "")
-    document = _Document()
+    document = Document()
     with suppress(expat.ExpatError, ValueError):  # some gateway before the store has pages of its own
         document.feed(body, last=True)
     code = code or document.others.get("Code", "")

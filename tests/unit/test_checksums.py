@@ -197,20 +197,38 @@ TAG = {"ETag": '"0123456789abcdef0123456789abcdef-3"'}
 
 
 @pytest.mark.parametrize(
-    ("fields", "count", "sure"),
+    ("fields", "count"),
     [
-        ({"x-amz-checksum-crc32": b64(5) + "-2", "x-amz-checksum-type": "COMPOSITE"}, 2, True),
-        ({"x-amz-checksum-crc32": b64(5) + "-2"}, 2, True),
-        ({"x-amz-checksum-crc32": b64(5), "x-amz-checksum-type": "COMPOSITE", **TAG}, 3, True),
-        ({"x-amz-checksum-crc32": b64(5), **TAG}, 3, False),
+        ({"x-amz-checksum-crc32": b64(5) + "-2", "x-amz-checksum-type": "COMPOSITE"}, 2),
+        ({"x-amz-checksum-crc32": b64(5) + "-2"}, 2),
+        ({"x-amz-checksum-crc32": b64(5), "x-amz-checksum-type": "COMPOSITE", **TAG}, 3),
+        ({"x-amz-checksum-crc32": b64(5), **TAG}, 3),
     ],
 )
-def test_composite_values_of_amazon(fields: dict[str, str], count: int, sure: bool) -> None:
+def test_composite_values_of_amazon(fields: dict[str, str], count: int) -> None:
     assert read_checksum(fields, whole=True) is None
-    found = read_composite(fields)
-    assert found == Unparted(ChecksumKind.CRC32, (5).to_bytes(4, "big"), count, sure)
-    assert found.with_parts(Parts.of([7])).assumed is not sure
-    assert found.with_parts(Parts.of([7]), assumed=True).assumed
+    assert read_composite(fields) == Unparted(ChecksumKind.CRC32, (5).to_bytes(4, "big"), count)
+
+
+def test_parts_are_believed_where_their_checksums_make_up_the_objects() -> None:
+    parts = [b"12345", b"6789"]
+    found = Unparted(ChecksumKind.CRC32, composite(ChecksumKind.CRC32, parts), 2)
+    told = [(len(part), b64(zlib.crc32(part))) for part in parts]
+    assert found.of(told) == Checksum(found.kind, found.value, Parts.of([5, 4]))
+    for lie in (told[:1], told[::-1], [(5, ""), told[1]], [*told, (1, "?")], []):
+        assert found.of(lie) is None
+
+
+def test_equal_parts_are_assumed_where_they_fit() -> None:
+    found = Unparted(ChecksumKind.CRC32, bytes(4), 3)
+    assert str(found.assuming(8, 17)) == "crc32-composite-assumed:00000000:8x2,1"
+    assert found.assuming(8, 25) is None
+
+
+def test_more_parts_of_odd_lengths_than_can_travel_are_unknown() -> None:
+    parts = [(1_000_000 + index, b64(index)) for index in range(100)]
+    value = zlib.crc32(b"".join(index.to_bytes(4, "big") for index in range(100))).to_bytes(4, "big")
+    assert Unparted(ChecksumKind.CRC32, value, 100).of(parts) is None
 
 
 def test_full_values_of_objects_in_parts() -> None:
