@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -198,7 +199,7 @@ def _spelt_out(text: str) -> str:
 
 
 def _job(text: str) -> str:
-    if not text.isascii() or not text.isalnum():
+    if re.fullmatch("[0-9a-f]+", text) is None:
         raise BadRequestError(f"{text!r} is no job; `damselfly preheat --list` shows them")
     return text
 

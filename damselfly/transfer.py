@@ -7,6 +7,7 @@ small note beside that file says which version it holds (never its URL); with it
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import http.client
 import json
 import os
@@ -23,10 +24,12 @@ from p2p.digests import ExpectedDigest, Hasher
 from p2p.errors import BadRequestError, DamselflyError, DigestMismatchError
 from p2p.fields import is_strong_tag
 from p2p.identity import Task, identify
-from p2p.native import Location, is_native, native_name, parse_native
+from p2p.native import Location, bucket_of, is_native, native_name, parse_native
 from p2p.pagecache import WRITE_BYTES
 from p2p.ranges import ByteRange, parse_content_range
 from p2p.stores import Store
+
+_LONGEST_NAME = 255 - len("..damselfly.json")
 
 _ENDPOINTS = {
     Store.S3: ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -91,6 +94,8 @@ class Transfer:
         self._store = settings.store if location is None else location.store
         if self._store is not None and any(name.lower() != "proxy-authorization" for name, _ in settings.headers):
             raise BadRequestError("-H is for http:// and https:// URLs; what has a native name is asked for without")
+        if location is not None and not bucket_of(location.url, location.store).key:
+            raise BadRequestError(f"{settings.url!r} names no object; --recursive gets all that is in it")
         # Escaping what may not stand in a request leaves every URL that was valid as it is.
         self._url = quote((location.url if location else settings.url).partition("#")[0], safe=string.punctuation)
         if not self._url.lower().startswith(("http://", "https://")):
@@ -109,8 +114,9 @@ class Transfer:
         self.length: int | None = None
         self.etag = ""
         output = settings.output
-        self._partial = output.with_name(f".{output.name}.damselfly")
-        self._note = output.with_name(f".{output.name}.damselfly.json")
+        hidden = f".{_short(output.name)}.damselfly"
+        self._partial = output.with_name(hidden)
+        self._note = output.with_name(f"{hidden}.json")
         self._connection = http.client.HTTPConnection(
             settings.proxy.host, settings.proxy.port, timeout=settings.stall_seconds
         )
@@ -273,6 +279,12 @@ class Transfer:
 
     def _resumable(self) -> str:
         return f" after {self.done} bytes; the same command goes on from there" if self._note.exists() else ""
+
+
+def _short(name: str) -> str:
+    """Return a file's name, or what stands for one so long that nothing more fits beside it (255 bytes, NAME_MAX)."""
+    octets = os.fsencode(name)
+    return name if len(octets) <= _LONGEST_NAME else hashlib.sha256(octets).hexdigest()
 
 
 def _boot_id() -> str:

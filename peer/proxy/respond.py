@@ -25,7 +25,7 @@ from p2p.fields import entity_tags, http_date, single, values
 from p2p.hostapi import Keepable, Refused, Stream
 from p2p.ranges import ByteRange, if_range_matches, not_modified, parse_range
 from p2p.telemetry import logger
-from p2p.versions import passthrough_headers
+from p2p.versions import Version, passthrough_headers
 from peer.proxy.contract import Tasks
 from peer.proxy.delivery import delivering
 from peer.proxy.digest import expected_digest
@@ -129,8 +129,10 @@ class Responder:
                 try:
                     await self._answer(exchange, wanted, expected, judged, probe)
                 except OriginError as error:
-                    changed = isinstance(error, VersionChangedError)
-                    if last or exchange.head_sent or not (changed or judged.standing is Standing.REMEMBERED):
+                    if last or exchange.head_sent:
+                        raise
+                    changed = await self._is_gone(wanted, probe.version, error)
+                    if not (changed or judged.standing is Standing.REMEMBERED):
                         raise
                     if changed:
                         self._freshness.changed(wanted)
@@ -152,6 +154,16 @@ class Responder:
                     log.warning("passing through what cannot be stored", task=wanted.task.id, error=str(error))
                     await self._pass_through(exchange, wanted, str(error))
         return True
+
+    async def _is_gone(self, wanted: Wanted, version: Version, error: OriginError) -> bool:
+        """Tell whether a download failed because the origin has another version by now, or none.
+
+        Who may not ask by itself only hears that it may not, when the seeds have given the version up.
+        """
+        if not isinstance(error, CredentialsError) or wanted.source.store is None:
+            return isinstance(error, VersionChangedError)
+        probe = (await self._freshness.judge(wanted, anew=True)).probe
+        return not (isinstance(probe, Keepable) and probe.version.id == version.id)
 
     async def _answer(
         self, exchange: Exchange, wanted: Wanted, expected: ExpectedDigest | None, judged: Judged, probe: Keepable

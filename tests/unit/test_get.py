@@ -102,6 +102,20 @@ async def test_the_request_is_absolute_and_byte_for_byte(proxy: RawOrigin, tmp_p
     assert request.field("Range") is None
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "n" * 239, "é" * 120])
+async def test_a_name_may_be_as_long_as_names_can_be(proxy: RawOrigin, tmp_path: Path, name: str) -> None:
+    await break_off(proxy, tmp_path / name)
+    status, said = await run(proxy.port, tmp_path / name)
+    assert (status, (tmp_path / name).read_bytes()) == (0, CONTENT)
+    assert "from before" in said
+    assert left(tmp_path) == {name}
+
+
+async def test_a_bucket_is_no_object(proxy: RawOrigin, tmp_path: Path) -> None:
+    status, said = await run(proxy.port, tmp_path / "m", url="s3://bucket")
+    assert (status, "--recursive" in said, proxy.requests) == (1, True, [])
+
+
 async def test_an_existing_file_is_replaced(proxy: RawOrigin, tmp_path: Path) -> None:
     output = tmp_path / "m"
     output.write_bytes(b"the old one, which is longer" * 1000)

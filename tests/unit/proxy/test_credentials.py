@@ -12,7 +12,7 @@ import pytest
 
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
-from p2p.errors import ConfigError, OriginError
+from p2p.errors import ConfigError, CredentialsError, OriginError
 from p2p.hostapi import Keepable, Listed, Probe
 from p2p.identity import identify
 from p2p.stores import Store
@@ -165,6 +165,19 @@ async def test_a_refusal_of_what_may_not_be_kept_says_why_no_seed_brought_it(fro
     assert reply.status == 403
     assert b"the fleet cannot keep the object" in reply.body
     assert b"no-store" in reply.body
+
+
+@pytest.mark.parametrize(("tag", "status"), [('"v2"', 200), ('"v1"', 403)])
+async def test_who_is_refused_itself_asks_anew_if_the_object_was_overwritten(
+    idle: Front, origin: RawOrigin, tag: str, status: int
+) -> None:
+    tags = iter(['"v1"'])
+    origin.answer = lambda request: serving(CONTENT, etag=next(tags, tag))(request)
+    idle.tasks.refusals = [CredentialsError("no credentials", 403)]
+    async with lending(idle):
+        reply = await idle.get(f"{origin.base}/bucket/m.onnx", "X-Damselfly-Store: s3")
+    assert reply.status == status
+    assert status != 200 or (reply.field("ETag"), reply.body) == (tag, CONTENT)
 
 
 async def test_what_is_public_needs_neither(front: Front, origin: RawOrigin) -> None:
