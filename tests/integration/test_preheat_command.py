@@ -28,15 +28,21 @@ LABELS = {"peer-1": ["--label", "zone=a"], "peer-2": ["--label", "zone=b"]}
 
 
 @contextmanager
-def a_cluster(directory: Path, *, peers: int = 2, seeds: int = 1, peer: tuple[str, ...] = ()) -> Iterator[LocalCluster]:
-    with LocalCluster(peers=peers, seeds=seeds, directory=directory, arguments={**LABELS, "peer": peer}) as cluster:
+def a_cluster(
+    directory: Path, *, peers: int = 2, seeds: int = 1, peer: tuple[str, ...] = (), seed: tuple[str, ...] = ()
+) -> Iterator[LocalCluster]:
+    arguments = {**LABELS, "peer": peer, "seed": seed}
+    with LocalCluster(peers=peers, seeds=seeds, directory=directory, arguments=arguments) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """A scheduler, a seed and two peers in zones a and b."""
-    with a_cluster(tmp_path_factory.mktemp("labelled")) as cluster:
+    """A scheduler, a seed that has keys for S3, and two peers in zones a and b."""
+    directory = tmp_path_factory.mktemp("labelled")
+    keys = directory / "cloud_credential.json"
+    keys.write_text(json.dumps({"s3": {"": {"key_id": "test", "secret_key": "test", "region": "us-east-1"}}}))
+    with a_cluster(directory / "cluster", seed=("--cloud-credentials", str(keys))) as cluster:
         yield cluster
 
 
@@ -188,26 +194,21 @@ def test_without_the_secret_nothing_is_told(labelled: LocalCluster) -> None:
     assert (done.exit_code, "answered 401" in done.stderr) == (1, True)
 
 
-def test_a_tree_is_preheated_by_its_native_name_and_read_by_presigned_urls(tmp_path: Path, moto_s3: S3Server) -> None:
+def test_a_tree_is_preheated_by_its_native_name_and_read_by_presigned_urls(
+    labelled: LocalCluster, moto_s3: S3Server
+) -> None:
     tree = {"resnet/config.pbtxt": b"name: 'resnet'\n", "resnet/1/model a+b.onnx": os.urandom(9 * MIB), "other": b"x"}
     bucket = f"models-{uuid.uuid4().hex[:8]}"
-    moto_s3.client.create_bucket(Bucket=bucket)
     for key, data in tree.items():
-        moto_s3.client.put_object(Bucket=bucket, Key=key, Body=data)
-    keys = tmp_path / "cloud_credential.json"
-    keys.write_text(json.dumps({"s3": {"": {"key_id": "test", "secret_key": "test", "region": "us-east-1"}}}))
+        moto_s3.put(bucket, key, data)
     prefix = f"s3://{moto_s3.endpoint}/{bucket}/resnet/"
-    with LocalCluster(
-        peers=1, seeds=1, directory=tmp_path / "cluster", arguments={"seed": ("--cloud-credentials", str(keys))}
-    ) as cluster:
-        job = asked(cluster, "preheat", prefix, "--recursive", "--wait")
-        assert (job["state"], len(job["items"])) == ("done", 2)
-        assert len(asked(cluster, "ls", prefix)["versions"]) == 2
-        for key in ("resnet/config.pbtxt", "resnet/1/model a+b.onnx"):
-            answer = fetch(moto_s3.presign(bucket, key), proxy=cluster["peer-1"].addresses["proxy"])
-            assert (answer.status, answer.body == tree[key]) == (200, True)
-            assert "HIT-LOCAL" in answer.headers["x-cache"].upper()
-        status, output, _ = run(cluster, "rm", prefix + "config.pbtxt")
-        assert (status, output) == (0, "removed from 2 hosts: peer-1, seed-1\n")
-        status, _, errors = run(cluster, "preheat", f"{prefix}nothing/", "--recursive", "--wait")
-        assert (status, f"{bucket}" in errors) == (1, True)
+    job = asked(labelled, "preheat", prefix, "--recursive", "--wait")
+    assert (job["state"], len(job["items"])) == ("done", 2)
+    assert len(asked(labelled, "ls", prefix)["versions"]) == 2
+    for key in ("resnet/config.pbtxt", "resnet/1/model a+b.onnx"):
+        answer = fetch(moto_s3.presign(bucket, key), proxy=labelled["peer-1"].addresses["proxy"])
+        assert (answer.status, answer.headers["x-cache"], answer.body == tree[key]) == (200, "HIT-LOCAL", True)
+    status, output, _ = run(labelled, "rm", prefix + "config.pbtxt")
+    assert (status, output) == (0, "removed from 3 hosts: peer-1, peer-2, seed-1\n")
+    status, _, errors = run(labelled, "preheat", f"{prefix}nothing/", "--recursive", "--wait")
+    assert (status, bucket in errors) == (1, True)
