@@ -64,20 +64,26 @@ class Bucket:
 
 @dataclass(slots=True)
 class Gate:
-    """The way of this host's requests to one origin: first come, first served, within `limit`."""
+    """The way of this host's requests to one origin: first come, first served, within `limit`.
+
+    Checks go before all others, and no pause holds them up: they are few, a client waits for each, and what the origin
+    answers (with its `Retry-After`, if it still asks for patience) is the client's to know.
+    """
 
     limit: Budget = UNBOUNDED
     under_way: int = 0
     paused_until: float = -inf
+    paused_at: float = -inf
     requests: Bucket = field(default_factory=Bucket)
     bytes: Bucket = field(default_factory=Bucket)
+    _checks: OrderedDict[int, None] = field(default_factory=OrderedDict)
     _waiting: OrderedDict[int, None] = field(default_factory=OrderedDict)
     _tickets: int = 0
 
     @property
     def wanted(self) -> int:
         """How many requests are under way or waiting."""
-        return self.under_way + len(self._waiting)
+        return self.under_way + len(self._checks) + len(self._waiting)
 
     def set_limit(self, limit: Budget, now: float) -> None:
         """Go by another limit from `now` on; what is under way goes on."""
@@ -85,44 +91,52 @@ class Gate:
         self.requests.set_rate(limit.requests_per_second, now)
         self.bytes.set_rate(limit.bytes_per_second, now)
 
-    def enter(self) -> int:
+    def enter(self, *, check: bool = False) -> int:
         """Queue a request and return its ticket."""
         self._tickets += 1
-        self._waiting[self._tickets] = None
+        (self._checks if check else self._waiting)[self._tickets] = None
         return self._tickets
 
     def withdraw(self, ticket: int) -> None:
         """Take back a request that has not been admitted."""
-        del self._waiting[ticket]
+        del (self._checks if ticket in self._checks else self._waiting)[ticket]
 
     def leave(self) -> None:
         """Note that a request that was admitted is over."""
         self.under_way -= 1
 
     def pause(self, seconds: float, now: float) -> None:
-        """Let nobody in for `seconds`, within bounds: the origin asked for it."""
+        """Let nobody but checks in for `seconds`, within bounds: the origin asked for it."""
         self.paused_until = max(self.paused_until, now + min(seconds, MAX_PAUSE_SECONDS))
+        self.paused_at = now
+
+    def resume(self, asked_at: float) -> None:
+        """End a pause if the origin has answered a request that it was sent after it had asked for the pause."""
+        if asked_at > self.paused_at:
+            self.paused_until = -inf
 
     def admit(self, now: float) -> list[int]:
         """Return the tickets of those that may go at `now`, in the order in which they came."""
         admitted: list[int] = []
-        while self._waiting and self._delay(now) <= 0:
-            ticket, _ = self._waiting.popitem(last=False)
-            self.under_way += 1
-            self.requests.use(1, now)
-            admitted.append(ticket)
+        for queue, pause in self._queues(now):
+            while queue and max(pause, self._delay(now)) <= 0:
+                ticket, _ = queue.popitem(last=False)
+                self.under_way += 1
+                self.requests.use(1, now)
+                admitted.append(ticket)
         return admitted
 
     def next_at(self, now: float) -> float | None:
         """Return when the next one may go; None if nobody waits, or only another event can let one in."""
-        if not self._waiting:
-            return None
-        delay = self._delay(now)
+        delay = min((max(pause, self._delay(now)) for queue, pause in self._queues(now) if queue), default=inf)
         return None if delay == inf else now + delay
+
+    def _queues(self, now: float) -> tuple[tuple[OrderedDict[int, None], float], ...]:
+        """Return who waits, the first first, and for how many seconds a pause holds them up."""
+        return (self._checks, 0.0), (self._waiting, self.paused_until - now)
 
     def _delay(self, now: float) -> float:
         if self.limit.connections is not None and self.under_way >= self.limit.connections:
             return inf
         # What bodies that nobody could slow down have read ahead of time is made up for here.
-        ahead = self.bytes.wait(now) - BYTES_AHEAD_SECONDS
-        return max(self.paused_until - now, self.requests.wait(now), ahead)
+        return max(self.requests.wait(now), self.bytes.wait(now) - BYTES_AHEAD_SECONDS)

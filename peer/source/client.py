@@ -151,6 +151,8 @@ class OriginClient:
         """Give the permit back when the answer is done with, and count its bytes."""
         if response.status in OVERLOADED:
             permit.refused(retry_after(fields_of(response)))
+        else:
+            permit.answered()
 
         def over() -> None:
             # Nobody can be slowed down who reads from the loop: what came too soon, the next requests wait for.

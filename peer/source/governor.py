@@ -96,9 +96,10 @@ class _Origin:
 class Permit:
     """Leave for one request, for as long as it lasts."""
 
-    def __init__(self, governor: Governor, origin: _Origin) -> None:
+    def __init__(self, governor: Governor, origin: _Origin, admitted_at: float) -> None:
         self._governor = governor
         self._origin = origin
+        self._admitted_at = admitted_at
 
     def take(self, size: int) -> float:
         """Count `size` bytes of a body, from any thread, and return for how many seconds to read nothing."""
@@ -107,6 +108,10 @@ class Permit:
     def refused(self, seconds: float = 0.0) -> None:
         """Note that the origin answered 429 or 503, and wants to be left alone for `seconds` (0: it does not say)."""
         self._governor.refused(self._origin, seconds)
+
+    def answered(self) -> None:
+        """Note that the origin answered as it does when it is not overloaded: an earlier pause is over."""
+        self._governor.answered(self._origin, self._admitted_at)
 
 
 class Governor:
@@ -141,7 +146,7 @@ class Governor:
         """Do the first half of `request`, for whoever cannot use a context; `leave` is the other. Raises alike."""
         origin = self._origin(origin_key(url))
         allotment = origin.allotment
-        ticket = allotment.gate.enter()
+        ticket = allotment.gate.enter(check=kind == "check")
         allotment.used_at = self._clock()
         if allotment.bounded:
             self._bounded.set()
@@ -155,7 +160,7 @@ class Governor:
         usage.requests += 1
         usage.checks += kind == "check"
         _ADMITTED.labels(origin.label, kind).inc()
-        return Permit(self, origin)
+        return Permit(self, origin, self._clock())
 
     def leave(self, permit: Permit) -> None:
         """Give the slot of a request back that is over."""
@@ -173,10 +178,15 @@ class Governor:
         return STARVED_SECONDS if wait == inf else wait
 
     def refused(self, origin: _Origin, seconds: float) -> None:
-        """Leave an origin alone for as long as it asks; every request of this host waits."""
+        """Leave an origin alone for as long as it asks; every request of this host but checks waits."""
         _REFUSED.labels(origin.label).inc()
         origin.allotment.usage.refused += 1
         origin.allotment.gate.pause(seconds, self._clock())
+
+    def answered(self, origin: _Origin, asked_at: float) -> None:
+        """End a pause that the origin asked for before it was asked what it has now answered."""
+        origin.allotment.gate.resume(asked_at)
+        self._pump(origin)
 
     def told(self, allowance: Allowance) -> None:
         """Take what a scheduler allows this host."""

@@ -155,6 +155,30 @@ def test_a_pause_holds_everybody_up_within_bounds() -> None:
     assert gate.next_at(0.0) == 60.0
 
 
+def test_checks_go_first_and_are_not_held_up_by_a_pause() -> None:
+    gate = Gate()
+    gate.set_limit(Budget(connections=2), 0.0)
+    gate.pause(5.0, 0.0)
+    read, check, withdrawn, late = gate.enter(), gate.enter(check=True), gate.enter(check=True), gate.enter(check=True)
+    gate.withdraw(withdrawn)
+    assert gate.wanted == 3
+    assert gate.admit(0.0) == [check, late]
+    assert gate.next_at(0.0) is None, "both slots are taken"
+    gate.leave()
+    assert (gate.admit(0.0), gate.next_at(0.0)) == ([], 5.0)
+    assert gate.admit(5.0) == [read]
+
+
+def test_an_answer_to_what_was_asked_after_a_pause_began_ends_it() -> None:
+    gate = Gate()
+    gate.pause(60.0, 10.0)
+    read = gate.enter()
+    gate.resume(9.0)
+    assert gate.admit(11.0) == [], "that was asked before"
+    gate.resume(10.5)
+    assert gate.admit(11.0) == [read]
+
+
 async def test_without_a_budget_nobody_waits() -> None:
     governor = Governor()
     permits = [await governor.enter(URL, "read") for _ in range(1000)]
