@@ -40,7 +40,8 @@ from p2p.telemetry import logger
 from p2p.versions import Version
 from peer.core.messages import Assigned, SchedulerDown, SchedulerUp
 from peer.core.pace import Paces
-from peer.download.driver import Download, Tally, TransferPool
+from peer.download.contract import TransferPool
+from peer.download.driver import Download, Tally
 from peer.integrity import Claim, Integrity
 from peer.prefetch import Demand, Prefetcher
 from peer.store import Entry, Store

@@ -1,13 +1,46 @@
-"""What transfers need of whoever signs requests to origins."""
+"""What downloads need of transfers, and transfers of whoever signs requests to origins."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from p2p.control import Source
 from p2p.errors import OriginError, OriginRefusedError
 from p2p.identity import redact
+from p2p.pieces import Span
+from peer.download.landing import PieceChecksums
 from peer.source.fields import Fields
+from peer.store import Entry
+
+
+class TransferPool(Protocol):
+    """What moves one span's bytes into the store; `peer.download.transfer.Transfers` is it."""
+
+    async def from_parent(
+        self,
+        entry: Entry,
+        span: Span,
+        *,
+        address: str,
+        token: str | None,
+        digests: Sequence[bytes],
+        on_piece: Callable[[int, bytes], None],
+        checksums: PieceChecksums | None = None,
+    ) -> None:
+        """Fetch the pieces of `span` from another host, each checked against its digest; `checksums` keeps theirs."""
+
+    async def from_origin(
+        self,
+        entry: Entry,
+        span: Span,
+        *,
+        source: Source,
+        on_piece: Callable[[int, bytes], None],
+        on_overload: Callable[[], None],
+        checksums: PieceChecksums | None = None,
+    ) -> None:
+        """Fetch the pieces of `span` from the origin; `on_overload` hears of each time that it asks for patience."""
 
 
 class Signer(Protocol):

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from prometheus_client import Counter
 
@@ -51,6 +50,7 @@ from peer.core.messages import (
     TransferEnded,
 )
 from peer.core.pace import Paces
+from peer.download.contract import TransferPool
 from peer.download.landing import PieceChecksums
 from peer.store import Entry
 
@@ -70,35 +70,6 @@ _FAILURES = Counter(
     "damselfly_transfer_failures_total", "Transfers that ended early", ["source", "reason"], registry=REGISTRY
 )
 _DOWNLOADS = Counter("damselfly_downloads_total", "Downloads that ended, by outcome", ["outcome"], registry=REGISTRY)
-
-
-class TransferPool(Protocol):
-    """What moves one span's bytes into the store; `peer.download.transfer.Transfers` is it."""
-
-    async def from_parent(
-        self,
-        entry: Entry,
-        span: Span,
-        *,
-        address: str,
-        token: str | None,
-        digests: Sequence[bytes],
-        on_piece: Callable[[int, bytes], None],
-        checksums: PieceChecksums | None = None,
-    ) -> None:
-        """Fetch the pieces of `span` from another host, each checked against its digest; `checksums` keeps theirs."""
-
-    async def from_origin(
-        self,
-        entry: Entry,
-        span: Span,
-        *,
-        source: Source,
-        on_piece: Callable[[int, bytes], None],
-        on_overload: Callable[[], None],
-        checksums: PieceChecksums | None = None,
-    ) -> None:
-        """Fetch the pieces of `span` from the origin; `on_overload` hears of each time that it asks for patience."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,8 @@ from p2p.control import Condemned, Dropped, Verdict, Verify
 from p2p.pieces import Bitmap
 from scheduler.core.digests import Digests
 from scheduler.core.messages import Command, ForgetDigests, Send
-from scheduler.core.model import Host, Peer, State, Swarm
+from scheduler.core.model import Host, Peer, Swarm
+from scheduler.core.swarms import State
 
 
 def refused(state: State, host: Host, version_id: str, now: float) -> list[Command]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from scheduler.core import assign, integrity
-from scheduler.core.model import Flight, Peer, State, Swarm
+from scheduler.core.model import Flight, Peer, Swarm
+from scheduler.core.swarms import State
 
 
 def check(state: State, *, now: float) -> None:

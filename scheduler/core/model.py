@@ -1,18 +1,16 @@
 """What the scheduler knows: hosts, versions, who holds, wants and fetches which pieces.
 
-These objects are mutable and belong to one `SchedulerCore`. `State` and `Swarm` keep their tallies consistent, whoever
-calls them; what should happen is decided in `transitions` and `assign`. Hosts and peers are kept in dicts, also where
-only membership counts: a dict's order is the order of insertion, so a run repeats exactly under the same seed.
+These objects are mutable and belong to one `SchedulerCore`. `Swarm`, and the `State` of `swarms`, keep their tallies
+consistent, whoever calls them; what should happen is decided in `transitions` and `assign`. Hosts and peers are kept in
+dicts, also where only membership counts: a dict's order is the order of insertion, so a run repeats exactly under the
+same seed.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
-from p2p.checksums import Strikes
 from p2p.control import ORIGIN, Hello, Source
 from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.versions import Version
@@ -304,121 +302,3 @@ class Swarm:
         self.origin_pending = True
         if index not in self.tradeable:
             self.recount_unassigned()
-
-
-class State:
-    """All hosts and swarms, what the next pass must look at, and when."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.hosts: dict[str, Host] = {}
-        self.seeds: dict[str, Host] = {}
-        self.swarms: dict[str, Swarm] = {}
-        self.dirty: dict[str, None] = {}
-        """Versions that the next pass looks at."""
-        self.timers: list[tuple[float, int, str, str]] = []
-        self.began: float | None = None
-        """When the first event came."""
-        self.strikes = Strikes()
-        """Versions whose bytes turned out wrong."""
-        self._timers_set = 0
-
-    def swarm(self, version: Version) -> tuple[Swarm, bool]:
-        """Return the swarm of a version and whether it had to be made."""
-        swarm = self.swarms.get(version.id)
-        if swarm is not None:
-            return swarm, False
-        swarm = self.swarms[version.id] = Swarm(version)
-        return swarm, True
-
-    def drop(self, swarm: Swarm) -> None:
-        """Forget a swarm of which nobody holds, wants or fetches anything."""
-        for peer in swarm.peers.values():
-            del peer.host.versions[swarm.id]
-        del self.swarms[swarm.id]
-        self.dirty.pop(swarm.id, None)
-
-    def touch(self, swarm: Swarm) -> None:
-        """Let the next pass look at a swarm."""
-        self.dirty[swarm.id] = None
-
-    def silence(self, flight: Flight) -> float:
-        """Return how many seconds without progress end a flight."""
-        limits = self.limits
-        allowed = limits.origin_silence if flight.parent is None else limits.parent_silence
-        return allowed + flight.swarm.layout.piece_length / limits.slowest
-
-    def arm(self, swarm: Swarm, peer: Peer, at: float) -> None:
-        """Make sure that the peer is looked at when `at` has come; one that is looked at earlier arms itself again."""
-        if peer.wake_at is None or at < peer.wake_at:
-            peer.wake_at = at
-            self._timers_set += 1
-            heapq.heappush(self.timers, (at, self._timers_set, swarm.id, peer.host.id))
-
-    def due(self, now: float) -> Iterator[tuple[Swarm, Peer]]:
-        """Take the peers whose time has come."""
-        while self.timers and self.timers[0][0] <= now:
-            at, _, version_id, host_id = heapq.heappop(self.timers)
-            swarm = self.swarms.get(version_id)
-            peer = swarm.peers.get(host_id) if swarm else None
-            if swarm and peer and peer.wake_at == at:
-                peer.wake_at = None
-                yield swarm, peer
-
-    def start(self, flight: Flight, now: float) -> None:
-        """Note that a part is being assigned."""
-        swarm, child = flight.swarm, flight.child
-        if not child.flights:
-            child.heard = now
-        for index in flight.pieces:
-            child.flights[index] = flight
-            child.flying.add_piece(index)
-            swarm.coming[index] += 1
-            if flight.parent is None:
-                child.from_origin += 1
-                swarm.origin_assigned(index)
-        if flight.parent is not None:
-            flight.parent.uploading[flight] = None
-            if flight.parent.saturated:
-                for version_id in flight.parent.versions:
-                    del self.swarms[version_id].open[flight.parent_id]
-        self.arm(swarm, child, now + self.silence(flight))
-
-    def stop(self, flight: Flight, index: int) -> None:
-        """Note that a piece of a part is in flight no longer, whether it landed or not."""
-        swarm, child, parent = flight.swarm, flight.child, flight.parent
-        flight.pieces.discard(index)
-        del child.flights[index]
-        child.flying.discard_piece(index)
-        swarm.coming[index] -= 1
-        if child.missing:
-            swarm.pending[child.host.id] = None
-        if parent is None:
-            child.from_origin -= 1
-            swarm.origin_over(index)
-        elif not flight.pieces:
-            was_saturated = parent.saturated
-            del parent.uploading[flight]
-            if was_saturated:
-                self._slot_freed(parent)
-        self.touch(swarm)
-
-    def stop_all(self, flight: Flight) -> None:
-        """Note that nothing of a part is in flight any more."""
-        for index in sorted(flight.pieces):
-            self.stop(flight, index)
-
-    def withdraw(self, swarm: Swarm, peer: Peer, index: int) -> None:
-        """End the flights that bring a piece from a peer that no longer gives it."""
-        flights = [f for f in peer.host.uploading if f.swarm is swarm and index in f.pieces]
-        for flight in flights:
-            self.stop(flight, index)
-
-    def _slot_freed(self, parent: Host) -> None:
-        """Let everybody who may be waiting for this host try again."""
-        for version_id in parent.versions:
-            swarm = self.swarms[version_id]
-            swarm.open[parent.id] = swarm.peers[parent.id]
-            if swarm.hungry:
-                swarm.wake_hungry()
-                self.touch(swarm)

@@ -35,7 +35,8 @@ from scheduler.core.messages import (
     UsedOrigins,
     Wanted,
 )
-from scheduler.core.model import Flight, Host, Limits, State, Swarm
+from scheduler.core.model import Flight, Host, Limits, Swarm
+from scheduler.core.swarms import State
 
 _IMMEDIATELY = float("-inf")
 

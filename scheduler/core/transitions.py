@@ -11,7 +11,8 @@ from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Hello, Holding, 
 from p2p.pieces import Bitmap, PieceLayout, Span
 from scheduler.core import integrity
 from scheduler.core.messages import Command, Journal, JournalRead, ReadJournal, Suspect
-from scheduler.core.model import Backoff, Flight, Host, Peer, State, Swarm
+from scheduler.core.model import Backoff, Flight, Host, Peer, Swarm
+from scheduler.core.swarms import State
 
 _REFUSALS = (FailureReason.ORIGIN_REFUSED, FailureReason.VERSION_CHANGED)
 
