@@ -25,6 +25,7 @@ from p2p.checksums import (
 from p2p.errors import BadRequestError, ChecksumMismatchError
 from p2p.parts import Parts
 from p2p.versions import passthrough_headers
+from tests.support.attributes import composite
 
 CHECK = b"123456789"
 CRCS = [kind for kind in ChecksumKind if kind.combinable]
@@ -139,17 +140,6 @@ def test_a_version_is_refused_after_two_strikes_and_then_has_a_new_chance() -> N
     assert strikes.refusal("w", now=STRIKE_SECONDS) is None
     strikes.clear("w")
     assert not strikes.suspects("w", now=STRIKE_SECONDS)
-
-
-def composite(kind: ChecksumKind, parts: list[bytes]) -> bytes:
-    """The checksum of the parts' checksums, one after the other, as AWS "Checking object integrity" has it."""
-
-    def of(data: bytes) -> bytes:
-        hasher = kind.hasher()
-        hasher.update(data)
-        return hasher.digest()
-
-    return of(b"".join(map(of, parts)))
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from p2p.checksums import Checksum, ChecksumKind, Crc
 from p2p.control import Condemned, Dropped, Verdict, Verify, Want
 from p2p.errors import ChecksumMismatchError
+from p2p.parts import Parts
 from p2p.ranges import ByteRange
 from p2p.telemetry import REGISTRY
+from tests.support.attributes import composite
 from tests.unit.peer.test_tasks import CONTENT, LAYOUT, SOURCE, TASK, VERSION, Peer, running, whole
 
 
@@ -22,8 +25,11 @@ def crc(kind: ChecksumKind) -> Checksum:
     return Checksum(kind, whole_crc.digest())
 
 
+CRCS = [kind for kind in ChecksumKind if kind.combinable]
 CRC = crc(ChecksumKind.CRC32C)
 MD5 = Checksum(ChecksumKind.MD5, hashlib.md5(CONTENT).digest())
+CUTS = [CONTENT[:5_000_000], CONTENT[5_000_000:5_000_001], CONTENT[5_000_001:]]
+COMPOSITE = Checksum(ChecksumKind.CRC32C, composite(ChecksumKind.CRC32C, CUTS), Parts.of(map(len, CUTS)))
 WRONG = Checksum(ChecksumKind.CRC32C, bytes(4))
 
 
@@ -51,7 +57,9 @@ def mismatches(kind: str) -> float:
     return REGISTRY.get_sample_value("damselfly_checksum_mismatches_total", {"kind": kind}) or 0.0
 
 
-@pytest.mark.parametrize("checksum", [*(crc(kind) for kind in ChecksumKind if kind.combinable), MD5], ids=str)
+@pytest.mark.parametrize(
+    "checksum", [*(crc(kind) for kind in ChecksumKind if kind.combinable), MD5, COMPOSITE], ids=str
+)
 async def test_sound_bytes_are_compared_once(tmp_path: Path, checksum: Checksum) -> None:
     async with running(tmp_path) as peer:
         assert await verdict(peer, checksum)
@@ -73,9 +81,9 @@ async def test_pieces_that_landed_before_are_read_from_the_file(tmp_path: Path) 
         assert {index for span in peer.network.origin for index in span} == set(range(2, LAYOUT.count))
 
 
-@pytest.mark.parametrize("checksum", [CRC, MD5], ids=str)
+@pytest.mark.parametrize("checksum", [CRC, MD5, COMPOSITE], ids=str)
 async def test_wrong_bytes_are_dropped_and_fetched_anew(tmp_path: Path, checksum: Checksum) -> None:
-    before = mismatches(checksum.kind)
+    before = mismatches(checksum.name)
     async with running(tmp_path) as peer:
         peer.network.wrong = 1
         with pytest.raises(ChecksumMismatchError, match=f"the store says {checksum}"):
@@ -83,7 +91,27 @@ async def test_wrong_bytes_are_dropped_and_fetched_anew(tmp_path: Path, checksum
         assert await held(peer) == 0
         assert await verdict(peer, checksum)
         assert (await whole(peer))[0] == CONTENT
-    assert mismatches(checksum.kind) == before + 1
+    assert mismatches(checksum.name) == before + 1
+
+
+@pytest.mark.parametrize("scheduler", [False, True])
+async def test_parts_that_were_only_assumed_settle_it_without_a_verdict(tmp_path: Path, scheduler: bool) -> None:
+    assumed = replace(COMPOSITE, parts=Parts.equal(8_000_000, 3, len(CONTENT)), assumed=True)
+    async with running(tmp_path, scheduler=scheduler) as peer:
+        if scheduler:
+            peer.schedulers.address = None
+            await whole(peer)  # lands without anybody's help
+            peer.schedulers.address = "127.0.0.1:8002"
+        unknown = REGISTRY.get_sample_value("damselfly_object_digests_total", {"verdict": "unknown"}) or 0.0
+        assert await verdict(peer, assumed)
+        if scheduler:
+            peer.schedulers.heard.clear()
+            peer.tasks.told(Verify(VERSION.id))
+            await peer.schedulers.heard.wait()
+            assert peer.schedulers.last(Verdict) == Verdict(VERSION.id, sound=True)
+        assert await held(peer) == LAYOUT.count
+        assert not await verdict(peer, assumed)
+    assert REGISTRY.get_sample_value("damselfly_object_digests_total", {"verdict": "unknown"}) == unknown + 1
 
 
 async def test_many_clients_of_wrong_bytes_are_one_mismatch(tmp_path: Path) -> None:
