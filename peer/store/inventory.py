@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from p2p.fetches import HeldVersion
+from p2p.pieces import PieceLayout
 from peer.store.index import Work
 
 _PAGE = 4096  # rows that one piece of work reads: some ten milliseconds of the index's thread
@@ -25,6 +27,22 @@ class Stock:
     created: float
     last_used: float
     pinned: bool
+
+    def held(self, now: float, *, in_use: bool) -> HeldVersion:
+        """Return what operators see of it; `now` is a time of the same clock, which may have been set back."""
+        return HeldVersion(
+            task_id=self.task_id,
+            object=self.canonical,
+            version_id=self.version_id,
+            length=self.length,
+            pieces=PieceLayout.of(self.length).count,
+            pieces_held=self.pieces,
+            bytes_held=self.bytes,
+            age_seconds=max(0.0, now - self.created),
+            used_seconds=0.0 if in_use else max(0.0, now - self.last_used),
+            pinned=self.pinned,
+            in_use=in_use,
+        )
 
 
 def stock(after: int, task_id: str | None) -> Work[tuple[Stock, ...]]:

@@ -14,7 +14,6 @@ from p2p.control import Holding
 from p2p.errors import StoreError
 from p2p.fetches import HeldVersion
 from p2p.identity import Task
-from p2p.pieces import PieceLayout
 from p2p.telemetry import logger
 from p2p.versions import Version
 from peer.core.evict import choose
@@ -354,25 +353,9 @@ class Store:
         after = 0
         while page := await self._index.submit(inventory.stock(after, task_id)):
             after, now = page[-1].row, self._clock()
-            found += [self._row(stock, now) for stock in page]
+            found += [stock.held(now, in_use=self._in_use(stock.version_id)) for stock in page]
             self._check_open()
         return tuple(found)
-
-    def _row(self, stock: inventory.Stock, now: float) -> HeldVersion:
-        in_use = self._in_use(stock.version_id)
-        return HeldVersion(
-            task_id=stock.task_id,
-            object=stock.canonical,
-            version_id=stock.version_id,
-            length=stock.length,
-            pieces=PieceLayout.of(stock.length).count,
-            pieces_held=stock.pieces,
-            bytes_held=stock.bytes,
-            age_seconds=max(0.0, now - stock.created),
-            used_seconds=0.0 if in_use else max(0.0, now - stock.last_used),
-            pinned=stock.pinned,
-            in_use=in_use,
-        )
 
     async def evict(self, target_bytes: int) -> int:
         """Remove versions, least recently used first, until at most `target_bytes` are held; none in use or pinned.
