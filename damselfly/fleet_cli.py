@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,12 @@ def preheat(
         typer.Argument(metavar="URL…", help="What to bring: s3://, gs://, as:// … or http(s)://, presigned or not."),
     ] = None,
     recursive: Annotated[
-        bool, typer.Option("-r", "--recursive", help="The URLs are prefixes: bring every object below them.")
+        bool,
+        typer.Option(
+            "-r",
+            "--recursive",
+            help="The URLs are prefixes: bring every object below them. One that ends with / is one anyway.",
+        ),
     ] = False,
     to: Annotated[
         str, typer.Option(metavar="seeds|all|LABEL=VALUE|N", help="Which hosts; a number picks so many.")
@@ -129,10 +135,7 @@ def stat(
 ) -> None:
     """Show which hosts hold an object, how complete, how old, how used, pinned or not."""
     naming = Naming(parse_filters(filter or ()), tag, application)
-
-    def act(api: SchedulerApi, console: Console) -> int:
-        return fleet.show_task(api, fleet.task_of(api, _spelt_out(what), naming), console, as_json=as_json)
-
+    act = _on_task(what, naming, partial(fleet.show_task, as_json=as_json))
     _run(act, scheduler_http, cluster_secret_file)
 
 
@@ -148,10 +151,7 @@ def rm(
 ) -> None:
     """Remove an object from every host; 1 if a host did not answer, or none had it."""
     naming = Naming(parse_filters(filter or ()), tag, application)
-
-    def act(api: SchedulerApi, console: Console) -> int:
-        return fleet.remove_task(api, fleet.task_of(api, _spelt_out(what), naming), console, as_json=as_json)
-
+    act = _on_task(what, naming, partial(fleet.remove_task, as_json=as_json))
     _run(act, scheduler_http, cluster_secret_file)
 
 
@@ -167,10 +167,7 @@ def pin(
 ) -> None:
     """Keep what hosts hold of an object now from eviction."""
     naming = Naming(parse_filters(filter or ()), tag, application)
-
-    def act(api: SchedulerApi, console: Console) -> int:
-        return fleet.pin_task(api, fleet.task_of(api, _spelt_out(what), naming), console, pinned=True, as_json=as_json)
-
+    act = _on_task(what, naming, partial(fleet.pin_task, pinned=True, as_json=as_json))
     _run(act, scheduler_http, cluster_secret_file)
 
 
@@ -186,16 +183,19 @@ def unpin(
 ) -> None:
     """Let an object be evicted again."""
     naming = Naming(parse_filters(filter or ()), tag, application)
-
-    def act(api: SchedulerApi, console: Console) -> int:
-        return fleet.pin_task(api, fleet.task_of(api, _spelt_out(what), naming), console, pinned=False, as_json=as_json)
-
+    act = _on_task(what, naming, partial(fleet.pin_task, pinned=False, as_json=as_json))
     _run(act, scheduler_http, cluster_secret_file)
 
 
 def _spelt_out(text: str) -> str:
     """Return what a user named; the endpoints that only this command's environment tells are in the name then."""
     return spelt_out(text, os.environ)
+
+
+def _on_task(
+    what: str, naming: Naming, do: Callable[[SchedulerApi, str, Console], int]
+) -> Callable[[SchedulerApi, Console], int]:
+    return lambda api, console: do(api, fleet.task_of(api, _spelt_out(what), naming), console)
 
 
 def _job(text: str) -> str:
