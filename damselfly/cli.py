@@ -15,13 +15,14 @@ from damselfly.ca import app as ca_app
 from damselfly.config import app as config_app
 from damselfly.fleet_cli import app as fleet_app
 from damselfly.get import parse_header, parse_proxy, run_get
-from damselfly.recursive import is_prefix
 from damselfly.transfer import GetSettings
+from damselfly.up import UpSettings
 from damselfly.up import up as run_up
 from p2p.config import Address, parse_address, parse_duration, parse_size
 from p2p.digests import ExpectedDigest
 from p2p.errors import BadRequestError, ConfigError
 from p2p.identity import parse_filters
+from p2p.native import is_prefix
 from p2p.registry import parse_upstream
 from peer.main import PeerSettings
 from peer.main import run as run_peer
@@ -98,6 +99,18 @@ SecretFile = Annotated[
     typer.Option(
         envvar="DAMSELFLY_CLUSTER_SECRET_FILE",
         help="File with the secret that all hosts of the cluster share. Required to listen on anything but loopback.",
+    ),
+]
+
+OriginCaFile = Annotated[
+    Path | None,
+    typer.Option(help="Certificates (PEM) of private authorities, trusted for origins besides the system's."),
+]
+CloudCredentials = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Credentials for s3://, gs://, as:// … (Triton's cloud_credential.json; docs/credentials.md).",
     ),
 ]
 
@@ -188,10 +201,7 @@ def peer(
         Path | None,
         typer.Option(metavar="FILE", help="Rules, users, limits and what may be asked (docs/configuration.md)."),
     ] = None,
-    origin_ca_file: Annotated[
-        Path | None,
-        typer.Option(help="Certificates (PEM) of private authorities, trusted for origins besides the system's."),
-    ] = None,
+    origin_ca_file: OriginCaFile = None,
     ca_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The authority (`damselfly ca init`) that `intercept` rules need."),
@@ -204,13 +214,7 @@ def peer(
             help="The container registry to ask for clients of the mirror (/v2/…) that name none.",
         ),
     ] = None,
-    cloud_credentials: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Credentials for s3://, gs://, as:// … (Triton's cloud_credential.json; docs/credentials.md).",
-        ),
-    ] = None,
+    cloud_credentials: CloudCredentials = None,
     cluster_secret_file: SecretFile = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -321,10 +325,18 @@ def up(
         Path | None,
         typer.Option(help="Where data, logs and the cluster secret go. Default ~/.local/share/damselfly/up."),
     ] = None,
+    cloud_credentials: CloudCredentials = None,
+    origin_ca_file: OriginCaFile = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Start a scheduler, a seed and a peer on this machine, and stay until Ctrl-C."""
-    raise typer.Exit(run_up(data_dir or _data_home() / "up", log_level=log_level, say=typer.echo))
+    settings = UpSettings(
+        data_dir or _data_home() / "up",
+        cloud_credentials=cloud_credentials,
+        origin_ca_file=origin_ca_file,
+        log_level=log_level,
+    )
+    raise typer.Exit(run_up(settings, say=typer.echo))
 
 
 @app.command()

@@ -27,16 +27,11 @@ from damselfly.progress import Sources, Whence
 from damselfly.transfer import GetError, GetSettings, Transfer, dial, explanation, located
 from p2p.errors import BadRequestError, DamselflyError
 from p2p.hostapi import JSON_BYTES, Listed, entry_from_json
-from p2p.native import Location, bucket_of, is_native
+from p2p.native import Location, bucket_of
 from p2p.tasks import TaskScope
 from peer.source.listing import relative_path
 
 NOTE = ".damselfly-tree"
-
-
-def is_prefix(url: str) -> bool:
-    """Tell whether a URL is a native name that ends with a slash, and so names a tree and no object."""
-    return is_native(url) and url.endswith("/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -19,21 +20,41 @@ _DRAIN = ["--drain", "10s"]
 """Shorter than the cluster waits for its daemons, so that they end by themselves."""
 
 
-def up(directory: Path, *, log_level: str, say: Callable[[str], None]) -> int:
-    """Run the three daemons with their data, logs and cluster secret below `directory`; return the exit status.
+@dataclass(frozen=True, slots=True)
+class UpSettings:
+    """Where data, logs and the cluster secret go, and how the daemons reach origins.
+
+    The seed alone has `cloud_credentials`; `origin_ca_file` vouches for origins wherever they are asked from.
+    """
+
+    directory: Path
+    cloud_credentials: Path | None = None
+    origin_ca_file: Path | None = None
+    log_level: str = "info"
+
+
+def up(settings: UpSettings, *, say: Callable[[str], None]) -> int:
+    """Run the three daemons with their data, logs and cluster secret below the directory; return the exit status.
 
     Blocks until SIGINT, SIGTERM or SIGHUP (status 0, everything drained and stopped; a second signal ends the draining)
     or until a daemon ends on its own (status 1, named). `say` gets what is for the person at the terminal.
     """
     told_to_stop = threading.Event()
     ended: list[str] = []
-    level = ["--log-level", log_level]
+    directory = settings.directory
+    level = ["--log-level", settings.log_level]
+    trust = ["--origin-ca-file", str(settings.origin_ca_file)] if settings.origin_ca_file else []
+    credentials = ["--cloud-credentials", str(settings.cloud_credentials)] if settings.cloud_credentials else []
     cluster = LocalCluster(
         peers=1,
         seeds=1,
         directory=directory,
         default_ports=True,
-        arguments={"scheduler": level, "seed": [*level, *_DRAIN], "peer": [*level, *_DRAIN]},
+        arguments={
+            "scheduler": level,
+            "seed": [*level, *_DRAIN, *trust, *credentials],
+            "peer": [*level, *_DRAIN, *trust],
+        },
     )
 
     def stop(number: int, frame: FrameType | None) -> None:

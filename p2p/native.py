@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from p2p.errors import BadRequestError
 from p2p.stores import Place, Store, place_of, signed_for
 
-__all__ = ["Bucket", "Location", "bucket_of", "is_native", "native_name", "object_url", "parse_native"]
+__all__ = ["Bucket", "Location", "bucket_of", "is_native", "is_prefix", "native_name", "object_url", "parse_native"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,11 @@ def is_native(text: str) -> bool:
     """Tell whether a text is a native name, by its scheme; it may still be one that `parse_native` refuses."""
     scheme, separator, _ = text.partition("://")
     return bool(separator) and scheme.lower() in _SCHEMES
+
+
+def is_prefix(text: str) -> bool:
+    """Tell whether a text is a native name that ends with a slash, and so names a tree and no object."""
+    return is_native(text) and text.endswith("/")
 
 
 def parse_native(text: str, *, endpoints: Mapping[Store, str] = _NO_ENDPOINTS) -> Location:

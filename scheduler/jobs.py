@@ -19,7 +19,10 @@ from scheduler.fleet import Member, in_order
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a job is to do; `to` is "seeds", "all", "label=value" or a number of hosts."""
+    """What a job is to do; `to` is "seeds", "all", "label=value" or a number of hosts.
+
+    `recursive` takes every URL for a prefix; a native name that ends with a slash is one anyway.
+    """
 
     urls: tuple[str, ...] = field(repr=False)
     recursive: bool = False
@@ -58,6 +61,7 @@ class Item:
 
     task: Task
     source: Source = field(repr=False)
+    prefix: bool = False
     version: Version | None = None
     checksum: Checksum | None = None
     error: str = ""

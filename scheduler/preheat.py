@@ -19,6 +19,7 @@ from p2p.errors import BadRequestError, DamselflyError, OriginError, StoppingErr
 from p2p.fetches import FetchRequest, FetchState, State, asked_for
 from p2p.hostapi import Keepable, Listed, Refused, Stream
 from p2p.identity import identify
+from p2p.native import is_prefix
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from scheduler.fleet import AT_ONCE, Fleet, HostError, Member, ask_all
@@ -64,25 +65,22 @@ class Preheats:
 
     def begin(self, order: Order) -> Job:
         """Start a job. Raises BadRequestError for what cannot be, StoppingError while too many run."""
-        named = [
-            asked_for(url, headers=order.headers, filters=order.filters, tag=order.tag, application=order.application)
-            for url in order.urls
-        ]
-        if not named:
+        items = [_asked_for(url, order) for url in order.urls]
+        if not items:
             raise BadRequestError("a preheat needs at least one URL")
-        for task, source in named:
-            if order.recursive and source.store is None:
+        for item in items:
+            if item.prefix and item.source.store is None:
                 raise BadRequestError(
-                    f"{task.canonical} cannot be listed: give a prefix by its native name (s3://bucket/prefix/, …)"
+                    f"{item.task.canonical} cannot be listed: give a prefix by its native name (s3://bucket/prefix/, …)"
                 )
-        targets = chosen(self._fleet.members(), order.to, key=named[0][0].id)
+        targets = chosen(self._fleet.members(), order.to, key=items[0].task.id)
         while len(self._jobs) >= MAX_JOBS:
             ended = next((job for job in self._jobs.values() if job.over), None)
             if ended is None:
                 raise StoppingError(f"{MAX_JOBS} preheats are under way; wait for one to end, or cancel one")
             del self._jobs[ended.id]
         job = Job(secrets.token_hex(8), order, targets)
-        job.items = list({task.id: Item(task, source) for task, source in named}.values())
+        job.items = list({item.task.id: item for item in items}.values())
         self._jobs[job.id] = job
         job.running = self._scope.spawn(self._run(job), name=f"preheat {job.id}")
         job.running.add_done_callback(lambda _: self._ended(job))
@@ -124,11 +122,11 @@ class Preheats:
         log.info("preheat ended", job=job.id, state=job.state.value, objects=len(job.items), hosts=len(job.targets))
 
     async def _run(self, job: Job) -> None:
-        if job.order.recursive:
-            found: dict[str, Item] = {}
-            for prefix in job.items:
-                found |= {item.task.id: item for item in await self._listed(job.order, prefix)}
-            job.items = list(found.values())
+        found: dict[str, Item] = {}
+        for item in job.items:
+            objects = await self._listed(job.order, item) if item.prefix else [item]
+            found |= {each.task.id: each for each in objects}
+        job.items = list(found.values())
         if len(job.items) * len(job.targets) > MAX_CELLS:
             for item in job.items:
                 item.error = f"{len(job.items)} objects for {len(job.targets)} hosts are too many for one preheat"
@@ -187,6 +185,13 @@ class Preheats:
             except HostError as error:
                 failure = error
         raise failure
+
+
+def _asked_for(url: str, order: Order) -> Item:
+    task, source = asked_for(
+        url, headers=order.headers, filters=order.filters, tag=order.tag, application=order.application
+    )
+    return Item(task, source, prefix=order.recursive or is_prefix(url))
 
 
 class _Bringing:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from bench.origin_client import OriginClient
 from tests.support.commands import DAMSELFLY, DEADLINE, run
 from tests.support.daemons import curl, fetch
+from tests.support.servers import S3Server
+from tests.support.stores import s3_store
 
 PORTS = (8000, 8002, 65001, 65002, 65003)
 PROXY = "127.0.0.1:65001"
@@ -34,9 +37,9 @@ def _documented_ports() -> None:
 class Up:
     """A running `damselfly up`, its first words, and the processes it has started."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *more: str) -> None:
         self.process = subprocess.Popen(
-            [*DAMSELFLY, "up", "--data-dir", str(directory)], stdout=subprocess.PIPE, text=True
+            [*DAMSELFLY, "up", "--data-dir", str(directory), *more], stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
         self.said = [self.process.stdout.readline() for _ in range(3)]
@@ -52,14 +55,22 @@ class Up:
         return self.process.returncode, rest
 
 
+@contextmanager
+def running(directory: Path, *more: str) -> Iterator[Up]:
+    started = Up(directory, *more)
+    try:
+        yield started
+    finally:
+        with started.process:
+            for _ in range(2):
+                started.process.terminate()
+
+
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
     """Run the command; whatever is left of it in the end is killed."""
-    started = Up(tmp_path / "up")
-    yield started
-    with started.process:
-        for _ in range(2):
-            started.process.terminate()
+    with running(tmp_path / "up") as started:
+        yield started
 
 
 def header(file: Path, name: str) -> str | None:
@@ -106,3 +117,19 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(f"damselfly up: cannot make the directory '{in_the_way / 'data'}': ")
     assert done.stderr.count("\n") == 1
+
+
+def test_native_names_need_no_more_flags_than_the_credentials(moto_s3: S3Server, tmp_path: Path) -> None:
+    store = s3_store(moto_s3, "models-of-up")
+    store.put("a/1/model.onnx", b"model")
+    file = store.write_credentials(tmp_path / "cloud_credential.json")
+    with running(tmp_path / "up", "--cloud-credentials", str(file)):
+        secret = ("--cluster-secret-file", str(tmp_path / "up" / "cluster-secret"))
+        preheated = run("preheat", store.native("a/"), "--wait", *secret)
+        assert (preheated.returncode, "done" in preheated.stdout) == (0, True), preheated.stdout + preheated.stderr
+        fetched = run("get", store.native("a/"), "-o", str(tmp_path / "tree"))
+        assert fetched.returncode == 0, fetched.stderr
+        assert "origin 0 bytes" in fetched.stderr
+        assert (tmp_path / "tree" / "1" / "model.onnx").read_bytes() == b"model"
+        listed = run("ls", *secret)
+        assert (listed.returncode, "models-of-up/a/1/model.onnx" in listed.stdout) == (0, True), listed.stdout

@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from damselfly.get import get, get_tree
-from damselfly.recursive import NOTE, is_prefix
+from damselfly.recursive import NOTE
 from damselfly.transfer import GetSettings, located, spelt_out
 from p2p.config import Address
 from p2p.errors import OriginError
 from p2p.hostapi import Listed, error_to_json, listed_to_json
-from p2p.native import parse_native
+from p2p.native import is_prefix, parse_native
 from p2p.stores import Store
 
 from .source.raw_origin import RawOrigin, RawRequest, raw_origin, response, serving
