@@ -156,6 +156,7 @@ class Fetches:
         try:
             async with self._turns:
                 fetch.state = State.RUNNING
+                self._store.require_room(fetch.version.length)
                 with await self._store.entry(fetch.task, fetch.version) as entry:
                     fetch.entry = entry
                     try:

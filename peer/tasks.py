@@ -180,11 +180,14 @@ class TaskManager:
         """Return a reader of `wanted` (all bytes by default; never empty) of `version`.
 
         `source` is the caller's own way to the origin, which has just shown that the caller may read this version.
+        Raises StoreFullError for more than the store may hold.
         """
         self._require_running()
         await self._integrity.admitted(version.id)
+        wanted = wanted or ByteRange(0, version.length)
+        self._store.require_room(len(wanted))
         entry = await self._store.entry(task, version)
-        return await self._reader(entry, wanted or ByteRange(0, version.length), source, self._demand)
+        return await self._reader(entry, wanted, source, self._demand)
 
     async def verify(self, task: Task, version: Version, source: Source, expected: ExpectedDigest) -> Verification:
         """Begin to compare a version, which must not be empty, with the digest that is expected of it.

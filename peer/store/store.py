@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from p2p.control import Holding
-from p2p.errors import StoreError
+from p2p.errors import StoreError, StoreFullError
 from p2p.fetches import HeldVersion
 from p2p.identity import Task
 from p2p.telemetry import logger
@@ -298,6 +298,11 @@ class Store:
         await self._index.submit(work, then=lambda _: entry.drop(damaged, of=entry.landed))
 
     # What is held, and what goes.
+
+    def require_room(self, size: int) -> None:
+        """Raise StoreFullError for more bytes than may be here at once; all else would be evicted for them in vain."""
+        if self._capacity is not None and size > self._capacity:
+            raise StoreFullError(f"{size} bytes are more than the store's capacity of {self._capacity} bytes; raise it")
 
     def stats(self) -> StoreStats:
         """Return how much is held."""

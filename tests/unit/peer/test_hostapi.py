@@ -186,6 +186,17 @@ async def test_an_order_right_after_a_cancellation_does_not_join_what_is_ending(
         assert [row.state for row in states] == [State.DONE]
 
 
+async def test_a_fetch_of_more_than_the_capacity_fails_at_once(tmp_path: Path) -> None:
+    async with asyncio.timeout(20), running(tmp_path, capacity=len(CONTENT) - 1) as peer, TaskScope() as scope:
+        fetches = Fetches(peer.tasks, peer.store, scope)
+        fetches.begin(FetchRequest(TASK, VERSION, SOURCE))
+        while not (state := fetches.states()[0]).state.over:  # noqa: ASYNC110  # nobody is told of it
+            await asyncio.sleep(0)
+        assert (state.state, state.pieces_held) == (State.FAILED, 0)
+        assert "more than the store's capacity" in state.error
+        assert peer.store.stats().versions == 0
+
+
 async def test_a_removal_ends_the_fetch(tmp_path: Path) -> None:
     async with a_host(tmp_path) as host:
         host.peer.network.gate.clear()

@@ -18,6 +18,7 @@ from p2p.errors import (
     ParentUnreachableError,
     StoppingError,
     StoreError,
+    StoreFullError,
 )
 from p2p.identity import Task, identify
 from p2p.pieces import MIB, PieceLayout, Span
@@ -135,8 +136,10 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, *, scheduler: bool = False, seed: bool = False) -> AsyncIterator[Peer]:
-    store = await Store.open(directory)
+async def running(
+    directory: Path, *, scheduler: bool = False, seed: bool = False, capacity: int | None = None
+) -> AsyncIterator[Peer]:
+    store = await Store.open(directory, capacity=capacity)
     network, schedulers = Network(), Schedulers()
     schedulers.address = "127.0.0.1:8002" if scheduler else None
     async with TaskScope() as scope:
@@ -301,3 +304,12 @@ async def test_the_last_reader_to_leave_ends_the_download(tmp_path: Path) -> Non
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert peer.schedulers.last(Unwant) == Unwant(VERSION.id)
+
+
+async def test_more_than_the_store_may_hold_is_refused_before_anything_is_evicted_for_it(tmp_path: Path) -> None:
+    async with running(tmp_path, capacity=len(CONTENT) - 1) as peer:
+        part = ByteRange(0, 10)
+        assert (await whole(peer, part))[0] == CONTENT[:10]
+        with pytest.raises(StoreFullError, match="raise it"):
+            await whole(peer)
+        assert (await whole(peer, part))[1] == "local"
