@@ -229,7 +229,7 @@ class Responder:
         except CredentialsError as error:
             # A seed may have been let in: only bytes that can be kept come by way of one.
             raise CredentialsError(
-                f"{error}; this peer asked for itself, because the fleet cannot keep the object ({reason})",
+                f"{error}; this peer asked for itself, because the object is not kept ({reason})",
                 error.status,
             ) from None
 

@@ -163,7 +163,7 @@ async def test_a_refusal_of_what_may_not_be_kept_says_why_no_seed_brought_it(fro
     origin.answer = lambda request: private(request) if request.field("Range") == "bytes=0-0" else refusal
     reply = await front.get(f"{origin.base}/container/m.onnx", "X-Damselfly-Store: azure")
     assert reply.status == 403
-    assert b"the fleet cannot keep the object" in reply.body
+    assert b"because the object is not kept" in reply.body
     assert b"no-store" in reply.body
 
 
