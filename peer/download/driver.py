@@ -298,7 +298,7 @@ class Download:
             self._report.cancel()
             self._report = None
         if self._landed or self._failed:
-            self._send(Progress(self.entry.version.id, tuple(_joined(self._landed)), tuple(self._failed)))
+            self._send(Progress(self.entry.version.id, tuple(joined(self._landed)), tuple(self._failed)))
             self._landed, self._failed = [], []
 
     def _set_timer(self) -> None:
@@ -369,7 +369,7 @@ def failure_reason(error: DamselflyError) -> FailureReason:
     return next((reason for kind, reason in kinds if isinstance(error, kind)), FailureReason.LOCAL)
 
 
-def _joined(landed: Iterable[Landed]) -> Iterable[Landed]:
+def joined(landed: Iterable[Landed]) -> Iterable[Landed]:
     """Join neighbouring pieces from one parent, so that a report names spans."""
     previous: Landed | None = None
     for one in sorted(landed, key=lambda each: (each.parent_id, each.span)):
