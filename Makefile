@@ -41,7 +41,7 @@ stubs: $(VENV)/installed-dev ## regenerate p2p/v1 from proto/
 
 clean: ## remove .venv and everything that was generated
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -f bench-hits.json bench-hits.png bench-hits.svg bench-proxy.json bench-origin.json
+	rm -f bench-hits.json bench-hits.png bench-hits.svg bench-proxy.json bench-origin.json bench-scheduler.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ensurepip puts pip there last, so that an environment that was interrupted half-way is made again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import back_source, origin
+from bench import back_source, origin, scheduler
+from bench.back_source_report import Bar as Asked
 from bench.back_source_report import Result as OriginResult
 from bench.back_source_report import summarise as summarise_origin
 from bench.ground import EXTERNAL, ExternalGround, embedded_ground
@@ -21,6 +22,7 @@ from bench.hits import Result, measure
 from bench.proxy import Result as ProxyResult
 from bench.proxy import measure as measure_proxies
 from bench.report import Bar, ChartsUnavailableError, bar_chart, write_json
+from bench.scheduler_report import summarise as summarise_scheduler
 from p2p.config import parse_duration, parse_size
 from p2p.errors import ConfigError, DamselflyError
 
@@ -121,6 +123,26 @@ def back_to_source(
         raise typer.Exit(1)
 
 
+@app.command("scheduler")
+def one_scheduler(
+    scale: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="How large the swarms are, of those that are asked for.")
+    ] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each load lasts at the most.")] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds; the figures are medians.")] = 3,
+    json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench-scheduler.json"),
+) -> None:
+    """Load a scheduler's core, and a scheduler process on one core, with what many hosts say."""
+    plan = scheduler.Plan.of(scale=scale, seconds=seconds)
+    with _told_to_the_user(), Console(stderr=True).status("starting") as status:
+        result = summarise_scheduler(plan, scheduler.measure(plan, rounds=rounds, progress=status.update))
+    console = Console()
+    console.print(result.table())
+    _print_bars(console, result.bars)
+    write_json(json, result.figures())
+    typer.echo(f"wrote {json}")
+
+
 @contextmanager
 def _told_to_the_user() -> Iterator[None]:
     """End with a line that says why, and a status (2 for a setting that cannot work), and on SIGTERM in good order."""
@@ -205,10 +227,7 @@ def _print_origin(result: OriginResult) -> None:
     console.print(
         f"Ceiling: {result.ceiling_bytes_per_second / 1e9:.2f} GB/s, of the profile and this machine together."
     )
-    for bar in result.bars:
-        value = "not measured" if bar.value is None else f"{bar.value:.3f}"
-        bound = f"at least {bar.least:g}" if bar.least is not None else f"at most {bar.most:g}"
-        console.print(f"{bar.name}: {value} ({bound}: {'met' if bar.met else 'missed'})")
+    _print_bars(console, result.bars)
     busiest = {run.name: run.busiest_second_requests for run in result.runs}
     console.print(
         f"Requests a second while all are refused: {result.wall_requests_per_second:.1f}; "
@@ -217,6 +236,13 @@ def _print_origin(result: OriginResult) -> None:
     for run in result.runs:
         for error in sorted(set(run.errors)):
             console.print(f"{run.name}, {run.errors.count(error)} of {result.rounds}: {error}")
+
+
+def _print_bars(console: Console, bars: Sequence[Asked]) -> None:
+    for bar in bars:
+        value = "not measured" if bar.value is None else f"{bar.value:.3f}" if bar.value < 100 else f"{bar.value:,.0f}"
+        bound = f"at least {bar.least:g}" if bar.least is not None else f"at most {bar.most:g}"
+        console.print(f"{bar.name}: {value} ({bound}: {'met' if bar.met else 'missed'})")
 
 
 def _shown(size: int) -> str:

@@ -1,0 +1,177 @@
+"""Hosts that say to a scheduler what real peers say, without moving a byte.
+
+What a host is assigned lands at the rate of its link: so many transfers at once share it, a piece of each in turn
+(`peer.core.download`), and reports wait for company and name spans (`peer.download.driver`). Time is an argument.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from p2p.control import ORIGIN, Assignment, Hello, Holding, Holdings, Landed, Progress, Source, Want
+from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
+from p2p.versions import ValidatorKind, Version
+from peer.core.download import PARENT_TRANSFERS
+from peer.download.driver import REPORT_SECONDS
+from peer.link import HOLDINGS_PER_MESSAGE
+
+_UPLOAD_SLOTS = 16
+_RUN_PIECES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """`hosts` want `tasks` objects of `object_bytes`; one more, a seed, goes to the origin.
+
+    Where they are `primed`, every host holds every other run of pieces of each object already, half of the hosts the
+    even runs and half the odd ones: swarms in the middle of their work.
+    """
+
+    hosts: int
+    tasks: int
+    object_bytes: int
+    link_bytes_per_second: float = 1.25e9
+    """What a host's downloads share; 10 Gbit/s."""
+    primed: bool = False
+
+    @property
+    def pieces(self) -> int:
+        """The pieces of one object."""
+        return PieceLayout.of(self.object_bytes).count
+
+    @property
+    def pairs(self) -> int:
+        """How many hosts have something to do with how many tasks, one by one."""
+        return self.hosts * self.tasks
+
+    def versions(self) -> list[Version]:
+        """Return the objects' versions."""
+        return [
+            Version(hashlib.sha256(b"%d" % number).hexdigest(), self.object_bytes, ValidatorKind.ETAG, f'"{number}"')
+            for number in range(self.tasks)
+        ]
+
+    def members(self) -> list[Member]:
+        """Return the seed, if one is needed, and the hosts."""
+        names = [f"host-{number}" for number in range(self.hosts)]
+        hellos = [_hello(name, number, seed=False) for number, name in enumerate(names, 1)]
+        if not self.primed:
+            hellos.insert(0, _hello("seed", 0, seed=True))
+        return [Member(hello, self.link_bytes_per_second) for hello in hellos]
+
+    def holdings(self, number: int) -> Iterator[Holdings]:
+        """Yield what the host of that number announces when it joins, in messages as real peers make them."""
+        if not self.primed:
+            yield Holdings(())
+            return
+        held = Bitmap(self.pieces)
+        for start in range(number % 2 * _RUN_PIECES, self.pieces, 2 * _RUN_PIECES):
+            held.add(Span(start, min(start + _RUN_PIECES, self.pieces)))
+        digests = tuple(map(digest_of, held))
+        versions = iter(self.versions())
+        while batch := tuple(islice(versions, HOLDINGS_PER_MESSAGE)):
+            yield Holdings(tuple(Holding(version, held, digests) for version in batch))
+
+    def wants(self) -> Iterator[Want]:
+        """Yield what every host but the seed wants: all of everything."""
+        everything = PieceLayout.of(self.object_bytes).everything()
+        source = Source("http://origin.invalid/bucket/object?signature=none")
+        for version in self.versions():
+            yield Want(version, everything, source)
+
+
+@dataclass(slots=True)
+class _Transfer:
+    version_id: str
+    parent_id: str
+    piece_bytes: int
+    left: deque[int]
+
+
+@dataclass(slots=True)
+class _Report:
+    """What landed of one version since the last report, by parent; it leaves at `due`."""
+
+    due: float
+    landed: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Member:
+    """One host: what it was assigned and has not landed yet, and what it has not reported yet."""
+
+    hello: Hello
+    link_bytes_per_second: float
+    _waiting: deque[_Transfer] = field(default_factory=deque)
+    _under_way: deque[_Transfer] = field(default_factory=deque)
+    _free_at: float = 0.0
+    _reports: dict[str, _Report] = field(default_factory=dict)
+
+    def assigned(self, assignment: Assignment, now: float) -> None:
+        """Begin what a scheduler assigned, at `now` (seconds)."""
+        version = assignment.version
+        layout, version_id = PieceLayout.of(version.length), version.id
+        if not self._under_way:
+            self._free_at = max(self._free_at, now)
+        for part in assignment.parts:
+            self._waiting.append(_Transfer(version_id, part.parent_id, layout.piece_length, deque(part.span)))
+        self._fill()
+
+    def next_at(self) -> float | None:
+        """Return when the next piece lands or the next report leaves; None while nothing is under way."""
+        times = [report.due for report in self._reports.values()]
+        if self._under_way:
+            times.append(self._lands_at())
+        return min(times, default=None)
+
+    def advance(self, now: float) -> Iterator[Progress]:
+        """Land what has arrived by `now` and yield the reports that are due."""
+        while self._under_way and (at := self._lands_at()) <= now:
+            transfer = self._under_way.popleft()
+            report = self._reports.setdefault(transfer.version_id, _Report(at + REPORT_SECONDS))
+            report.landed.setdefault(transfer.parent_id, []).append(transfer.left.popleft())
+            self._free_at = at
+            if transfer.left:
+                self._under_way.append(transfer)
+            self._fill()
+        for version_id in [version_id for version_id, report in self._reports.items() if report.due <= now]:
+            yield Progress(version_id, tuple(_landed(self._reports.pop(version_id))))
+
+    def _lands_at(self) -> float:
+        return self._free_at + self._under_way[0].piece_bytes / self.link_bytes_per_second
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._under_way) < PARENT_TRANSFERS:
+            self._under_way.append(self._waiting.popleft())
+
+
+def digest_of(index: int) -> bytes:
+    """Return the digest of a piece, the same in every object."""
+    return index.to_bytes(16)
+
+
+def pieces_of(progress: Progress) -> int:
+    """Return how many pieces a report says have landed."""
+    return sum(len(landed.span) for landed in progress.landed)
+
+
+def quantile(values: Sequence[float], share: float) -> float | None:
+    """Return the value that `share` (0 to 1) of the values lie below; None of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+def _landed(report: _Report) -> Iterator[Landed]:
+    for parent_id, indices in sorted(report.landed.items()):
+        for span in spans_of(sorted(indices)):
+            digests = tuple(map(digest_of, span)) if parent_id == ORIGIN else ()
+            yield Landed(span, parent_id, digests)
+
+
+def _hello(name: str, number: int, *, seed: bool) -> Hello:
+    address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}:65002"
+    return Hello(name, address, seed=seed, upload_slots=_UPLOAD_SLOTS)
