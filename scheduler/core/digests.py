@@ -1,9 +1,10 @@
 """Which digest each piece of one version has, and on whose word.
 
 A holder must not vouch for its own bytes. A digest is *known* when the journal has it, when a host reports it with a
-piece it has just fetched from the origin, or when two hosts that hold the piece agree on it. Until then it is only
-somebody's claim, and the piece is not traded. When two fetches from the origin contradict each other the piece is
-disputed: a further witness must agree with one of them.
+piece it has just fetched from the origin, or when two hosts that hold the piece agree on it. Of a seed's claim that
+nobody contradicts the seed's word is enough: its word on what it fetches is taken anyway, and where only one seed has
+credentials nobody else could confirm it. Until then it is only somebody's claim, and the piece is not traded. When two
+fetches from the origin contradict each other the piece is disputed: a further witness must agree with one of them.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Digests:
             return None
         return self._settle(index, digest)
 
-    def claim(self, index: int, digest: bytes, host_id: str) -> tuple[str, ...] | None:
-        """Take a holder's own word for its piece.
+    def claim(self, index: int, digest: bytes, host_id: str, *, seed: bool = False) -> tuple[str, ...] | None:
+        """Take a holder's own word for its piece; `seed` tells what kind of host it is.
 
         Returns None if that made nothing known; otherwise the hosts whose claims now turn out to be wrong.
         """
@@ -42,7 +43,8 @@ class Digests:
         claims = self._claims.setdefault(index, {})
         claims[host_id] = digest
         agreeing = sum(claimed == digest for claimed in claims.values())
-        return self._settle(index, digest) if agreeing > 1 else None
+        enough = agreeing > 1 or (seed and agreeing == len(claims) and index not in self._disputed)
+        return self._settle(index, digest) if enough else None
 
     def fetched(self, index: int, digest: bytes, host_id: str) -> tuple[str, ...] | None:
         """Take the word of a host that has just fetched the piece from the origin; as `claim` returns."""

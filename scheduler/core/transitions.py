@@ -91,7 +91,7 @@ def announced(state: State, host: Host, holdings: Iterable[Holding], now: float)
             swarm.hold(peer, index, sound=sound)
             if index in peer.flights:
                 state.stop(peer.flights[index], index)
-            liars = swarm.digests.claim(index, digest, host.id)
+            liars = swarm.digests.claim(index, digest, host.id, seed=host.hello.seed)
             _settled(state, swarm, index, liars, settled, commands)
         if settled:
             commands.append(Journal(swarm.id, settled))

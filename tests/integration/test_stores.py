@@ -6,6 +6,7 @@ Only the seed has credentials; peers and commands know native names, and the pre
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
@@ -212,3 +213,20 @@ def test_what_s5cmd_signs_becomes_cacheable_where_a_rule_lends_credentials(rados
             said.append(outcome.said)
     assert "X-Cache: HIT-LOCAL" in said[1]
     assert "X-Cache: MISS" not in said[1]
+
+
+def test_what_only_the_seed_may_fetch_outlives_a_scheduler_that_forgets(moto_s3: S3Server, tmp_path: Path) -> None:
+    """Nobody else could confirm what the seed holds: only it has credentials, and it is the only one that has it."""
+    store = s3_store(moto_s3, f"bucket-{uuid.uuid4().hex[:12]}")
+    store.put("model.bin", DATA)
+    with site(store, tmp_path, peers=1) as started:
+        status, said = started.preheat(store.native("model.bin"), "--to", "seeds")
+        assert status == 0, said
+        started.cluster.kill("scheduler")
+        shutil.rmtree(started.cluster["scheduler"].directory)
+        started.cluster.restart("scheduler")
+        started.cluster.restart("peer-1")
+        status, said = started.get(store.native("model.bin"), tmp_path / "model.bin")
+    assert status == 0, said
+    assert "origin 0 bytes" in said
+    assert (tmp_path / "model.bin").read_bytes() == DATA

@@ -506,6 +506,19 @@ def test_a_restarted_scheduler_waits_for_the_holders_before_it_asks_the_origin_a
     assert set(fleet.pieces("seed", SMALL)) == {4, 5, 6, 7, 8, 9}
 
 
+def test_a_seeds_word_is_enough_where_nobody_contradicts_it() -> None:
+    fleet = Fleet()
+    for host_id in ("seed", "other"):
+        fleet.join(host_id, seed=host_id == "seed")
+    fleet.announce("other", holding_of(SMALL, (Span(0, 2),), flavour="odd"))
+    fleet.announce("seed", holding_of(SMALL))
+    fleet.join("a")
+    fleet.want("a", SMALL)
+    assigned = fleet.pieces("a", SMALL)
+    assert {parent for index, parent in assigned.items() if index >= 2} == {"seed"}
+    assert {assigned.get(index) for index in (0, 1)} <= {None, ORIGIN}, "two claims, and nothing to tell them apart by"
+
+
 def test_every_host_knows_which_seeds_there_are() -> None:
     fleet = Fleet()
     fleet.join("a")
