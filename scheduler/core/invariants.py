@@ -18,7 +18,7 @@ def check(state: State, *, now: float) -> None:
         _check_integrity(state, swarm)
         for peer in swarm.peers.values():
             _check_peer(state, swarm, peer)
-        if swarm.journal_read and swarm.id not in state.dirty and not _timer_due(state, now):
+        if swarm.journal_read and swarm.id not in state.dirty and not state.freed and not _timer_due(state, now):
             _check_nothing_left_undone(state, swarm, now)
     assert set(state.seeds) == {host.id for host in state.hosts.values() if host.hello.seed}, "a seed is overlooked"
     assert set(state.dirty) <= set(state.swarms), "a forgotten swarm is to be looked at"

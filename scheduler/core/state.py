@@ -121,7 +121,7 @@ class SchedulerCore:
 
     def next_deadline(self) -> float | None:
         """Return when a Tick is due (monotonic seconds; in the past: at once), or None."""
-        if self._state.dirty:
+        if self._state.dirty or self._state.freed:
             return _IMMEDIATELY
         return self._state.timers[0][0] if self._state.timers else None
 
@@ -216,6 +216,22 @@ class SchedulerCore:
             if swarm.journal_read:
                 commands += self._pass(swarm, now)
         self._state.dirty.clear()
+        for host_id in self._state.freed:
+            if host := self._state.hosts.get(host_id):
+                commands += self._offer(host, now)
+        self._state.freed.clear()
+        return commands
+
+    def _offer(self, host: Host, now: float) -> list[Command]:
+        """Let those who found nothing before try again, in one swarm after the other while the host has a free slot."""
+        commands: list[Command] = []
+        for version_id in host.versions:
+            if host.saturated:
+                break
+            swarm = self._state.swarms[version_id]
+            if swarm.hungry:
+                swarm.wake_hungry()
+                commands += self._pass(swarm, now)
         return commands
 
     def _pass(self, swarm: Swarm, now: float) -> list[Command]:
@@ -235,7 +251,7 @@ class SchedulerCore:
         queue = deque(turn)
         while queue:
             child = swarm.peers[queue.popleft()]
-            part = assign.peer_part(swarm, child, limits=limits, random=self._random, now=now)
+            part = assign.peer_part(swarm, child, limits=limits, random=self._random, now=now) if swarm.open else None
             if part is not None:
                 started.append(self._start(swarm, part, now))
                 queue.append(child.host.id)

@@ -20,6 +20,8 @@ class State:
         self.swarms: dict[str, Swarm] = {}
         self.dirty: dict[str, None] = {}
         """Versions that the next pass looks at."""
+        self.freed: dict[str, None] = {}
+        """Hosts that have a free slot again; the next pass offers it to those who found nothing before."""
         self.timers: list[tuple[float, int, str, str]] = []
         self.began: float | None = None
         """When the first event came."""
@@ -119,10 +121,8 @@ class State:
             self.stop(flight, index)
 
     def _slot_freed(self, parent: Host) -> None:
-        """Let everybody who may be waiting for this host try again."""
+        """Let everybody who may be waiting for this host try again, for as long as the slot lasts."""
         for version_id in parent.versions:
             swarm = self.swarms[version_id]
             swarm.open[parent.id] = swarm.peers[parent.id]
-            if swarm.hungry:
-                swarm.wake_hungry()
-                self.touch(swarm)
+        self.freed[parent.id] = None
