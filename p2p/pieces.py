@@ -164,6 +164,12 @@ class Bitmap:
         """Remove every piece of `span` that is there."""
         self._bits &= ~self._mask(self._checked(span))
 
+    def update(self, other: Bitmap) -> None:
+        """Add every piece of a set of the same size."""
+        if other.size != self.size:
+            raise ValueError(f"bitmaps of {self.size} and {other.size} pieces")
+        self._bits |= other._bits
+
     def add_piece(self, index: int) -> None:
         """Add one piece."""
         self._bits |= 1 << self._checked_piece(index)
@@ -177,7 +183,7 @@ class Bitmap:
         self._bits = 0
 
     def __contains__(self, index: object) -> bool:
-        return isinstance(index, int) and index >= 0 and bool(self._bits >> index & 1)
+        return isinstance(index, int) and index >= 0 and self._bits >> index & 1 == 1
 
     def covers(self, span: Span) -> bool:
         """Tell whether every piece of `span` is in the set."""

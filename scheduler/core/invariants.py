@@ -55,6 +55,7 @@ def _check_tallies(swarm: Swarm) -> None:
         queued = wanted and not tradeable and not fetchers
         assert (index in swarm.unassigned()) == queued, f"piece {index} is lost or queued in vain"
     assert set(swarm.open) == {host_id for host_id, peer in swarm.peers.items() if not peer.host.saturated}
+    assert not any(peer.sound - swarm.offered() for peer in swarm.open.values()), "an open parent's piece is overlooked"
     assert set(swarm.wanting) == {host_id for host_id, peer in swarm.peers.items() if peer.missing}
 
 

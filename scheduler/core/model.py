@@ -181,6 +181,8 @@ class Swarm:
         """Hosts that were told to drop the version, and have not said yet that they did."""
         self.begun_anew = False
         """Whether it was condemned, so that digests of before must not come back from the journal."""
+        self._offered = Bitmap(self.size)
+        self._offered_stale = False
         self._unassigned = Bitmap(self.size)
         self._unassigned_stale = False
 
@@ -203,8 +205,30 @@ class Swarm:
             self.peers[host.id] = peer
             host.versions[self.id] = None
             if not host.saturated:
-                self.open[host.id] = peer
+                self.opened(peer)
         return peer
+
+    def opened(self, peer: Peer) -> None:
+        """Note that a peer's host has a free upload slot."""
+        self.open[peer.host.id] = peer
+        self._offered.update(peer.sound)
+
+    def closed(self, host_id: str) -> None:
+        """Note that a host has no free upload slot any more, or is gone."""
+        if self.open.pop(host_id, None):
+            self._offered_stale = True
+
+    def offered(self) -> Bitmap:
+        """Return the pieces of the peers in `open`, and maybe others (see `recount_offered`)."""
+        return self._offered
+
+    def recount_offered(self) -> None:
+        """Leave out of `offered` what no peer in `open` has any more: worth it before many look, not for each."""
+        if self._offered_stale:
+            self._offered.clear()
+            for peer in self.open.values():
+                self._offered.update(peer.sound)
+            self._offered_stale = False
 
     def rarity(self, index: int) -> int:
         """Return how many hosts hold the piece or will shortly."""
@@ -250,6 +274,7 @@ class Swarm:
         if sound and index not in peer.sound and peer.host.hello.upload_slots:
             peer.sound.add_piece(index)
             self.holders[index][peer.host.id] = peer
+            self._offered.add_piece(index)
             if index in self.tradeable and not peer.host.saturated:
                 self.wake_hungry()
         self.retally(index)

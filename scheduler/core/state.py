@@ -206,7 +206,7 @@ class SchedulerCore:
     def _tick(self, now: float) -> list[Command]:
         for swarm, peer in self._state.due(now):
             transitions.overdue(self._state, swarm, peer, now)
-        commands: list[Command] = []
+        commands = self._offer_slots(now)
         for version_id in tuple(self._state.dirty):
             swarm = self._state.swarms[version_id]
             if swarm.idle:
@@ -216,22 +216,25 @@ class SchedulerCore:
             if swarm.journal_read:
                 commands += self._pass(swarm, now)
         self._state.dirty.clear()
-        for host_id in self._state.freed:
-            if host := self._state.hosts.get(host_id):
-                commands += self._offer(host, now)
-        self._state.freed.clear()
         return commands
 
-    def _offer(self, host: Host, now: float) -> list[Command]:
-        """Let those who found nothing before try again, in one swarm after the other while the host has a free slot."""
+    def _offer_slots(self, now: float) -> list[Command]:
+        """Let those who found nothing before try again, in one swarm after the other while a freed slot lasts."""
+        state = self._state
         commands: list[Command] = []
-        for version_id in host.versions:
-            if host.saturated:
-                break
-            swarm = self._state.swarms[version_id]
-            if swarm.hungry:
-                swarm.wake_hungry()
-                commands += self._pass(swarm, now)
+        offered: set[str] = set()
+        for host in (state.hosts[host_id] for host_id in state.freed if host_id in state.hosts):
+            for version_id in host.versions:
+                if host.saturated:
+                    break
+                swarm = state.swarms[version_id]
+                if swarm.hungry and version_id not in offered:
+                    offered.add(version_id)
+                    swarm.wake_hungry()
+                    state.dirty.pop(version_id, None)
+                    commands += integrity.elect(swarm)
+                    commands += self._pass(swarm, now)
+        state.freed.clear()
         return commands
 
     def _pass(self, swarm: Swarm, now: float) -> list[Command]:
@@ -245,6 +248,7 @@ class SchedulerCore:
             while (choice := assign.origin_part(swarm, state.seeds, limits=limits, now=now)) is not None:
                 started.append(self._start(swarm, choice, now))
             swarm.origin_pending = False
+        swarm.recount_offered()
         turn = list(swarm.pending)
         swarm.pending.clear()
         self._random.shuffle(turn)

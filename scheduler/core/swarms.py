@@ -87,7 +87,7 @@ class State:
             flight.parent.uploading[flight] = None
             if flight.parent.saturated:
                 for version_id in flight.parent.versions:
-                    del self.swarms[version_id].open[flight.parent_id]
+                    self.swarms[version_id].closed(flight.parent_id)
         self.arm(swarm, child, now + self.silence(flight))
 
     def stop(self, flight: Flight, index: int) -> None:
@@ -124,5 +124,5 @@ class State:
         """Let everybody who may be waiting for this host try again, for as long as the slot lasts."""
         for version_id in parent.versions:
             swarm = self.swarms[version_id]
-            swarm.open[parent.id] = swarm.peers[parent.id]
+            swarm.opened(swarm.peers[parent.id])
         self.freed[parent.id] = None

@@ -61,7 +61,7 @@ def host_left(state: State, host_id: str) -> None:
         del swarm.peers[host_id]
         for hosts in (swarm.checkers, swarm.condemned):
             hosts.pop(host_id, None)
-        swarm.open.pop(host_id, None)
+        swarm.closed(host_id)
         for other in swarm.peers.values():
             other.avoid.pop(host_id, None)
         state.touch(swarm)
