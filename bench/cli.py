@@ -23,11 +23,13 @@ from bench.proxy import Result as ProxyResult
 from bench.proxy import measure as measure_proxies
 from bench.report import Bar, ChartsUnavailableError, bar_chart, write_json
 from bench.scheduler_report import summarise as summarise_scheduler
+from bench.sim import command as sim
 from p2p.config import parse_duration, parse_size
 from p2p.errors import ConfigError, DamselflyError
 
 app = typer.Typer(no_args_is_help=True, help="Measure what Damselfly does on this machine, or on your cluster.")
 app.command("serve-origin")(origin.main)
+app.command("sim")(sim.main)
 
 _LABELS = {
     "direct": "Direct",

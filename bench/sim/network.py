@@ -1,0 +1,210 @@
+"""How fast bytes and messages travel between simulated hosts.
+
+A flow crosses links: its sender's uplink, its receiver's downlink, perhaps a zone's way to another. All flows of a link
+get equally much of it, and what some cannot use, because another of their links gives them less, goes to the rest
+(max-min fairness, Bertsekas and Gallager, Data Networks, section 6.5.2). Each link makes every flow an *offer*, and a
+flow goes at the lowest offer it has. Offers are settled anew when a flow starts or ends, from there outwards, until
+nothing changes by more than RIPPLE; a link never carries more than its capacity, and wastes no more than some RIPPLE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from random import Random
+from typing import Any
+
+from bench.sim.clock import Clock
+
+RIPPLE = 0.02
+"""By what share an offer must be able to rise before anybody hears of it."""
+
+_RISES = 2
+"""How often an offer may rise while one change settles; that it may fall any number of times ends every ripple."""
+
+
+class Link:
+    """Something with a capacity (bytes a second) that flows share."""
+
+    __slots__ = ("bytes", "capacity", "flows", "offer")
+
+    def __init__(self, capacity: float) -> None:
+        self.capacity = capacity
+        self.flows: dict[Flow, None] = {}
+        self.offer = capacity
+        """Bytes a second that each flow may have which gets no less elsewhere."""
+        self.bytes = 0
+        """What it has carried, in whole pieces."""
+
+    def fair_offer(self) -> float:
+        """Return the offer that shares the capacity out, given what the flows' other links offer them."""
+        count = len(self.flows)
+        if not count:
+            return self.capacity
+        limits = []
+        for flow in self.flows:
+            limit = inf
+            for link in flow.links:
+                if link is not self and link.offer < limit:
+                    limit = link.offer
+            limits.append(limit)
+        limits.sort()
+        left = self.capacity
+        for limit in limits:
+            if limit >= left / count:
+                return left / count
+            left -= limit
+            count -= 1
+        return left + limits[-1]
+
+
+class Flow:
+    """Pieces that travel one after the other."""
+
+    __slots__ = ("_arrived", "_ended", "due", "links", "next", "rate", "remaining", "since", "sizes")
+
+    def __init__(
+        self,
+        links: tuple[Link, ...],
+        sizes: Sequence[int],
+        arrived: Callable[[int], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self.links = links
+        self.sizes = sizes
+        self.next = 0
+        self.remaining = float(sizes[0])
+        self.rate = 0.0
+        self.since = 0.0
+        """When `remaining` was true."""
+        self.due = inf
+        """When the next look at it is taken."""
+        self._arrived = arrived
+        self._ended = ended
+
+    def arrived(self) -> None:
+        """Tell whom it concerns that another piece is through."""
+        self._arrived(self.next - 1)
+
+    def ended(self) -> None:
+        """Tell whom it concerns that the last piece is through."""
+        self._ended()
+
+
+class Network:
+    """All flows under way."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.settled = 0
+        """How many offers were computed."""
+
+    def start(
+        self,
+        links: tuple[Link, ...],
+        sizes: Sequence[int],
+        *,
+        arrived: Callable[[int], None],
+        ended: Callable[[], None],
+    ) -> Flow:
+        """Send pieces of `sizes` bytes over `links`; `arrived` gets the position of each in `sizes`, then `ended`."""
+        flow = Flow(links, sizes, arrived, ended)
+        flow.since = self._clock.now
+        for link in links:
+            link.flows[flow] = None
+        self._settle(links)
+        return flow
+
+    def stop(self, flow: Flow) -> None:
+        """End a flow at once; none of its calls follow."""
+        flow.due = inf
+        for link in flow.links:
+            del link.flows[flow]
+        self._settle(flow.links)
+
+    def _settle(self, links: tuple[Link, ...]) -> None:
+        changed = dict.fromkeys(links)
+        rises: dict[Link, int] = {}
+        fresh = set(links)
+        while changed:
+            link = next(iter(changed))
+            del changed[link]
+            self.settled += 1
+            old, new = link.offer, link.fair_offer()
+            if link in fresh:
+                fresh.discard(link)
+            elif old <= new <= old * (1 + RIPPLE):
+                continue
+            if new > old:
+                rises[link] = rises.get(link, 0) + 1
+                if rises[link] > _RISES:
+                    continue
+            link.offer = new
+            for flow in link.flows:
+                self._retime(flow)
+                for other in flow.links:
+                    if other is not link and (old < other.offer or new < other.offer):
+                        changed[other] = None
+
+    def _retime(self, flow: Flow) -> None:
+        rate = inf
+        for link in flow.links:
+            rate = min(rate, link.offer)
+        if rate == flow.rate:
+            return
+        now = self._clock.now
+        flow.remaining -= flow.rate * (now - flow.since)
+        flow.since, flow.rate = now, rate
+        finish = now + max(0.0, flow.remaining) / rate
+        # A look that comes too early looks again: cheaper than one for each change of the rate.
+        if finish < flow.due:
+            flow.due = finish
+            self._clock.at(finish, self._look, flow, finish)
+
+    def _look(self, flow: Flow, due: float) -> None:
+        if flow.due != due:
+            return
+        finish = flow.since + max(0.0, flow.remaining) / flow.rate
+        if finish > self._clock.now:
+            flow.due = finish
+            self._clock.at(finish, self._look, flow, finish)
+            return
+        size = flow.sizes[flow.next]
+        for link in flow.links:
+            link.bytes += size
+        flow.next += 1
+        flow.since = self._clock.now
+        if flow.next < len(flow.sizes):
+            flow.remaining = float(flow.sizes[flow.next])
+            flow.due = flow.since + flow.remaining / flow.rate
+            self._clock.at(flow.due, self._look, flow, flow.due)
+            flow.arrived()
+            return
+        self.stop(flow)
+        flow.arrived()
+        flow.ended()
+
+
+class Channel:
+    """One direction of a connection for messages: in order, delayed, and with a share of `loss` that never arrive."""
+
+    __slots__ = ("_clock", "_delay", "_jitter", "_last", "_loss", "_random")
+
+    def __init__(self, clock: Clock, random: Random, *, delay: float, jitter: float = 0.0, loss: float = 0.0) -> None:
+        self._clock = clock
+        self._random = random
+        self._delay = delay
+        self._jitter = jitter
+        self._loss = loss
+        self._last = 0.0
+
+    def send(self, deliver: Callable[..., None], *arguments: Any, surely: bool = False) -> None:
+        """Deliver after the delay (seconds) and up to `jitter` times as much again, never before an earlier one.
+
+        What is sent `surely` is never lost: it stands for something that is said again until it is heard.
+        """
+        if self._loss and not surely and self._random.random() < self._loss:
+            return
+        delay = self._delay * (1 + self._jitter * self._random.random()) if self._jitter else self._delay
+        self._last = max(self._last, self._clock.now + delay)
+        self._clock.at(self._last, deliver, *arguments)

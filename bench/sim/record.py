@@ -1,0 +1,52 @@
+"""What a run leaves behind: who was done when, and who sent how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Record:
+    """Times are virtual seconds since the beginning; hosts are known by their number, in order of arrival."""
+
+    arrived: dict[int, float] = field(default_factory=dict)
+    completed: dict[int, float] = field(default_factory=dict)
+    """When the last byte of the whole file could be read in order."""
+    failed: dict[int, str] = field(default_factory=dict)
+    unhealthy: set[int] = field(default_factory=set)
+    """Stragglers, hosts that die, and their successors: their completion counts for no percentile."""
+    sent: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Bytes by sender and time slice (`slice_seconds`), for the heat map."""
+    slice_seconds: float = 0.1
+    seed_bytes: int = 0
+    peer_bytes: int = 0
+    crossing_bytes: int = 0
+    """What went from one zone to another."""
+    origin_pieces: dict[int, int] = field(default_factory=dict)
+    """How often each piece came from the origin."""
+    origin_bytes: int = 0
+    landed_pieces: int = 0
+    most_uploads: int = 0
+    """The most transfers that any host served at once."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """How often a transfer ended early, by reason."""
+    messages_up: int = 0
+    messages_down: int = 0
+    contiguous: float = 0.0
+    """The sum over all landings of which share of what the host had was readable from the front."""
+    decisions: list[float] = field(default_factory=list)
+    """Real CPU seconds of each batch of events that the scheduler took."""
+    events: int = 0
+    """Simulated events."""
+    fingerprint: int = 0
+    """Of all landings: equal runs have equal ones."""
+
+    def landing(self, host: int, index: int, at: float) -> None:
+        """Note that a piece is verified and stored."""
+        self.landed_pieces += 1
+        self.fingerprint = hash((self.fingerprint, host, index, at))
+
+    def upload(self, host: int, size: int, at: float) -> None:
+        """Note what left a host."""
+        key = (host, int(at / self.slice_seconds))
+        self.sent[key] = self.sent.get(key, 0) + size

@@ -1,0 +1,145 @@
+"""A whole swarm in virtual time: hosts, network, scheduler and origin, and what a scenario does to them."""
+
+from __future__ import annotations
+
+from random import Random
+
+from bench.sim.clock import Clock
+from bench.sim.host import SimulatedHost, digest_of
+from bench.sim.network import Channel, Link, Network
+from bench.sim.origin import SimulatedOrigin
+from bench.sim.record import Record
+from bench.sim.scenario import Scenario
+from bench.sim.scheduler import SimulatedScheduler
+from p2p.control import Source
+from p2p.errors import DamselflyError
+from p2p.stores import Store
+from p2p.versions import ValidatorKind, Version
+
+
+class SimulationError(DamselflyError):
+    """A run did not end as it must; the text says how to see it again."""
+
+
+class SimulatedSwarm:
+    """One run of a scenario. `checking` looks at the cores' invariants all the time, which is slow."""
+
+    def __init__(self, scenario: Scenario, *, checking: bool = False) -> None:
+        self.scenario = scenario
+        self.checking = checking
+        self.random = Random(scenario.seed)  # noqa: S311  # a run must repeat
+        self.clock = Clock()
+        self.network = Network(self.clock)
+        self.record = Record(slice_seconds=scenario.single_node_seconds / 50)
+        self.version = Version("0" * 64, scenario.size, ValidatorKind.ETAG, '"simulated"')
+        self.source = Source("http://origin.invalid/object", store=Store.HTTP)
+        self.journal: dict[int, bytes] = {}
+        if scenario.warm:
+            self.journal = {index: digest_of(index) for index in range(scenario.layout.count)}
+        self.scheduler = SimulatedScheduler(self)
+        self.origin = SimulatedOrigin(self)
+        self.hosts: dict[str, SimulatedHost] = {}
+        self._waiting: dict[SimulatedHost, None] = {}
+        """Nodes whose clients have not got the whole file yet."""
+        self._to_come = scenario.nodes
+        zones = range(scenario.zones)
+        self._ways = {(a, b): Link(scenario.zone_rate) for a in zones for b in zones if a != b}
+        self._numbers = 0
+
+    def run(self) -> Record:
+        """Let it happen, until every client has the file or has failed. Raises SimulationError."""
+        scenario = self.scenario
+        for _ in range(scenario.seeds):
+            self._host(seed=True, rate=scenario.rate).join()
+        for at in scenario.arrival_times(self.random):
+            self.clock.at(at, self._arrive)
+        if scenario.restart_at is not None:
+            self.clock.at(scenario.restart_at, self._kill_scheduler)
+        if scenario.churn:
+            self.clock.after(self._until_next_death(), self._churn)
+        try:
+            self._play()
+        except (AssertionError, KeyError, IndexError) as error:
+            raise SimulationError(
+                f"seed {scenario.seed}: broke at {self.clock.now:.6f} s: {error!r}; {_REPLAY}"
+            ) from error
+        return self.record
+
+    def channel(self) -> Channel:
+        """Return a new one-way connection between a host and the scheduler."""
+        scenario = self.scenario
+        return Channel(self.clock, self.random, delay=scenario.rtt / 2, jitter=scenario.jitter, loss=scenario.loss)
+
+    def path(self, parent: SimulatedHost, child: SimulatedHost) -> tuple[Link, ...]:
+        """Return the links from one host to another."""
+        if parent.zone == child.zone:
+            return (parent.uplink, child.downlink)
+        return (parent.uplink, self._ways[parent.zone, child.zone], child.downlink)
+
+    def completed(self, host: SimulatedHost) -> None:
+        """Note that a node's client has the last byte."""
+        self.record.completed[host.number] = self.clock.now
+        self._waiting.pop(host, None)
+
+    def failed(self, host: SimulatedHost, reason: str) -> None:
+        """Note that a node's client got an error."""
+        self.record.failed[host.number] = reason
+        self._waiting.pop(host, None)
+
+    def _play(self) -> None:
+        limit = self.scenario.give_up_seconds
+        while self._waiting or self._to_come:
+            if not self.clock.step() or self.clock.now > limit:
+                left = len(self._waiting) + self._to_come
+                raise SimulationError(
+                    f"seed {self.scenario.seed}: {left} nodes had not got the file at {self.clock.now:.3f} s; {_REPLAY}"
+                )
+            self.record.events += 1
+
+    def _host(self, *, seed: bool = False, rate: float, corrupts: bool = False) -> SimulatedHost:
+        zone = self._numbers % self.scenario.zones
+        host = SimulatedHost(self, self._numbers, seed=seed, rate=rate, zone=zone, corrupts=corrupts)
+        self._numbers += 1
+        self.hosts[host.id] = host
+        return host
+
+    def _arrive(self, *, successor: bool = False) -> None:
+        scenario = self.scenario
+        slow = self.random.random() < scenario.stragglers
+        corrupts = self.random.random() < scenario.byzantine
+        host = self._host(rate=scenario.rate / 10 if slow else scenario.rate, corrupts=corrupts)
+        self.record.arrived[host.number] = self.clock.now
+        if slow or successor:
+            self.record.unhealthy.add(host.number)
+        if not successor:
+            self._to_come -= 1
+        self._waiting[host] = None
+        host.join()
+
+    def _until_next_death(self) -> float:
+        return self.random.expovariate(self.scenario.churn * self.scenario.nodes / 60)
+
+    def _churn(self) -> None:
+        victims = [host for host in self.hosts.values() if host.alive and not host.seed]
+        if victims:
+            victim = self.random.choice(victims)
+            victim.die()
+            self._waiting.pop(victim, None)
+            self.record.unhealthy.add(victim.number)
+            self._arrive(successor=True)
+        self.clock.after(self._until_next_death(), self._churn)
+
+    def _kill_scheduler(self) -> None:
+        self.scheduler.die()
+        for host in self.hosts.values():
+            self.clock.after(self.scenario.rtt / 2, host.lose_scheduler)
+        self.clock.after(self.scenario.restart_seconds, self._restart_scheduler)
+
+    def _restart_scheduler(self) -> None:
+        self.scheduler = SimulatedScheduler(self)
+        for host in self.hosts.values():
+            delay = self.scenario.rtt * (0.5 + self.random.random())
+            self.clock.after(delay, host.find_scheduler)
+
+
+_REPLAY = "the same options and --seed show it again"

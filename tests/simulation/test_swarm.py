@@ -1,0 +1,110 @@
+"""The simulated swarm: it repeats exactly, loses nothing, and every scenario ends.
+
+The invariants of both cores are checked throughout.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.sim.record import Record
+from bench.sim.scenario import Arrivals, CostModel, Scenario
+from bench.sim.swarm import SimulatedSwarm, SimulationError
+from p2p.pieces import MIB
+
+SMALL = Scenario(nodes=8, size=128 * MIB, rate=1.25e8, arrival_seconds=0.2)
+
+
+def changed(**changes: object) -> Scenario:
+    fields = {name: getattr(SMALL, name) for name in Scenario.__dataclass_fields__}
+    return Scenario(**(fields | changes))
+
+
+def run(scenario: Scenario) -> tuple[SimulatedSwarm, Record]:
+    swarm = SimulatedSwarm(scenario, checking=True)
+    return swarm, swarm.run()
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
+    prints = [SimulatedSwarm(changed(seed=seed)).run().fingerprint for seed in (1, 1, 2)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_node_alone_takes_as_long_as_its_link_and_the_way_to_it() -> None:
+    scenario = changed(nodes=1, warm=True, arrival_seconds=0.0, size=1024 * MIB, jitter=0.0)
+    _, record = run(scenario)
+    # The question goes to the scheduler and the answer comes back, then one to the seed, and the last piece lands.
+    latencies = 2 * scenario.rtt + scenario.landing_seconds
+    assert record.completed[1] == pytest.approx(scenario.single_node_seconds + latencies, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_node_ends_with_every_piece_and_the_origin_sends_each_once(seed: int) -> None:
+    scenario = changed(nodes=16, seed=seed)
+    swarm, record = run(scenario)
+    count = scenario.layout.count
+    assert len(record.completed) == scenario.nodes
+    assert all(host.core.landed.full for host in swarm.hosts.values())
+    assert record.origin_pieces == dict.fromkeys(range(count), 1)
+    assert record.landed_pieces == count * len(swarm.hosts)
+    assert record.seed_bytes + record.peer_bytes == scenario.size * scenario.nodes
+    assert record.most_uploads <= scenario.upload_slots
+    assert record.failed == {}
+
+
+@pytest.mark.parametrize("arrivals", Arrivals)
+def test_every_pattern_of_arrivals_ends(arrivals: Arrivals) -> None:
+    _, record = run(changed(arrivals=arrivals, arrival_seconds=1.0))
+    assert len(record.completed) == SMALL.nodes
+    assert list(record.arrived.values()) == sorted(record.arrived.values())
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"stragglers": 0.3},
+        {"churn": 30.0, "seed": 5},
+        {"loss": 0.02},
+        {"byzantine": 0.5, "corrupt": 0.5},
+        {"restart_at": 0.6},
+        {"restart_at": 0.6, "restart_seconds": 5.0},
+        {"zones": 2, "zone_rate": 1.25e7},
+        {"seeds": 3},
+        {"origin_connection_rate": 1e7},
+        {"cost": CostModel().scaled(0.0)},
+        {"upload_slots": 2},
+    ],
+    ids=lambda faults: "-".join(faults),
+)
+def test_every_scenario_ends_with_the_whole_file_at_every_living_node(faults: dict[str, object]) -> None:
+    swarm, record = run(changed(**faults))
+    nodes = [host for host in swarm.hosts.values() if not host.seed and host.alive]
+    assert len(nodes) == SMALL.nodes
+    assert record.failed == {}
+    assert all(host.core.landed.full for host in nodes)
+    assert record.most_uploads <= swarm.scenario.upload_slots
+
+
+def test_a_dying_node_counts_for_no_percentile_nor_does_its_successor() -> None:
+    swarm, record = run(changed(churn=30.0, seed=5))
+    dead = {host.number for host in swarm.hosts.values() if not host.alive}
+    assert dead
+    assert dead <= record.unhealthy
+    assert len(record.unhealthy) >= 2 * len(dead) - len(dead & {n for n in dead if n > SMALL.nodes})
+
+
+def test_corrupt_pieces_are_seen_and_fetched_again() -> None:
+    _, record = run(changed(byzantine=0.5, corrupt=0.5))
+    assert record.refusals["corrupt"] > 0
+
+
+def test_what_crosses_between_zones_is_counted() -> None:
+    scenario = changed(zones=2)
+    _, record = run(scenario)
+    assert record.crossing_bytes >= scenario.size
+
+
+def test_a_run_that_does_not_end_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scenario, "give_up_seconds", 0.5)
+    with pytest.raises(SimulationError, match=r"seed 7: 8 nodes had not got the file at 0\.\d+ s; .*--seed"):
+        run(changed(seed=7))
