@@ -27,7 +27,14 @@ from bench.sim import command as sim
 from p2p.config import parse_duration, parse_size
 from p2p.errors import ConfigError, DamselflyError
 
-app = typer.Typer(no_args_is_help=True, help="Measure what Damselfly does on this machine, or on your cluster.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure what Damselfly does on this machine, or on your cluster.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.command("serve-origin")(origin.main)
 app.command("sim")(sim.main)
 

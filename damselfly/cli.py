@@ -10,7 +10,6 @@ from typing import Annotated, NamedTuple, TypeVar
 
 import typer
 
-from bench.cli import app as bench_app
 from damselfly.ca import app as ca_app
 from damselfly.config import app as config_app
 from damselfly.fleet_cli import app as fleet_app
@@ -40,7 +39,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # what is wrong stays on one line, for logs and for grep
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(bench_app, name="bench")
 app.add_typer(ca_app, name="ca")
 app.add_typer(config_app, name="config")
 app.add_typer(fleet_app)
@@ -337,6 +335,15 @@ def up(
         log_level=log_level,
     )
     raise typer.Exit(run_up(settings, say=typer.echo))
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure what Damselfly does on this machine, or on your cluster."""
+    # Imported here: it is most of what there is to import, and the daemons start without it.
+    from bench.cli import app as bench_app
+
+    bench_app(args=context.args, prog_name="damselfly bench")
 
 
 @app.command()
