@@ -26,19 +26,22 @@ _RISES = 2
 class Link:
     """Something with a capacity (bytes a second) that flows share."""
 
-    __slots__ = ("bytes", "capacity", "flows", "offer")
+    __slots__ = ("bytes", "capacity", "flows", "offer", "slack")
 
     def __init__(self, capacity: float) -> None:
         self.capacity = capacity
         self.flows: dict[Flow, None] = {}
         self.offer = capacity
         """Bytes a second that each flow may have which gets no less elsewhere."""
+        self.slack = True
+        """Whether all its flows go slower than it would let them."""
         self.bytes = 0
         """What it has carried, in whole pieces."""
 
     def fair_offer(self) -> float:
-        """Return the offer that shares the capacity out, given what the flows' other links offer them."""
+        """Share the capacity out, given what the flows' other links offer them, and return what each may have."""
         count = len(self.flows)
+        self.slack = True
         if not count:
             return self.capacity
         limits = []
@@ -52,6 +55,7 @@ class Link:
         left = self.capacity
         for limit in limits:
             if limit >= left / count:
+                self.slack = False
                 return left / count
             left -= limit
             count -= 1
@@ -143,7 +147,10 @@ class Network:
             for flow in link.flows:
                 self._retime(flow)
                 for other in flow.links:
-                    if other is not link and (old < other.offer or new < other.offer):
+                    # A lower limit matters only where somebody waits for what it sets free.
+                    if other is not link and (
+                        new < other.offer and not other.slack if new < old else old < other.offer
+                    ):
                         changed[other] = None
 
     def _retime(self, flow: Flow) -> None:

@@ -125,7 +125,8 @@ def draw(path: Path, runs: Sequence[Run]) -> None:
     curve = axes[0]
     for run in runs:
         seconds = run.seconds
-        curve.step([0.0, *seconds], [100 * n / max(1, len(seconds)) for n in range(len(seconds) + 1)], label=run.policy)
+        shares = [100 * number / max(1, len(seconds)) for number in range(len(seconds) + 1)]
+        curve.step([0.0, *seconds], shares, where="post", label=run.policy)
     curve.axvline(scenario.t_star_seconds, color="#888888", linestyle=":", label="T*")
     curve.set_xlabel("seconds since the last arrival")
     curve.set_ylabel("% of nodes complete")
