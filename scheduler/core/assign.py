@@ -69,12 +69,13 @@ def has_room(child: Peer, limits: Limits) -> bool:
 
 
 def _parents(swarm: Swarm, child: Peer, index: int, now: float) -> Iterator[Peer]:
-    """Yield the peers that could give the piece to the child now."""
+    """Return the peers that could give the piece to the child now."""
     holders = swarm.holders[index]
-    for peer in (holders if len(holders) <= len(swarm.open) else swarm.open).values():
-        host = peer.host
-        if index in peer.sound and not host.saturated and not child.avoids(host.id, now):
-            yield peer
+    if len(holders) <= len(swarm.open):
+        able = (peer for peer in holders.values() if not peer.host.saturated)
+    else:
+        able = (peer for peer in swarm.open.values() if index in peer.sound)
+    return (peer for peer in able if not child.avoids(peer.host.id, now)) if child.avoid else able
 
 
 def _load(host: Host) -> tuple[float, bool]:
