@@ -261,6 +261,8 @@ class SchedulerCore:
                 queue.append(child.host.id)
             elif assign.has_room(child, limits):
                 swarm.hungry[child.host.id] = None
+                # Whoever comes next need not search for what the last open parent gave away.
+                swarm.recount_offered()
         return _assignments(swarm, started)
 
     def _start(self, swarm: Swarm, choice: Choice, now: float) -> Flight:
