@@ -44,6 +44,8 @@ def peer_part(swarm: Swarm, child: Peer, *, limits: Limits, random: Random, now:
     if not has_room(child, limits) or child.avoids(child.host.id, now):
         return None
     lacking = (child.missing & swarm.tradeable & swarm.offered()) - child.flying
+    if not lacking:
+        return None
     window = list(islice((i for i in lacking if any(_parents(swarm, child, i, now))), limits.candidates))
     if not window:
         return None
