@@ -30,6 +30,8 @@ _ANSWER_SECONDS = 180.0
 """How long the scheduler may take: it asks every host, each with a deadline of its own."""
 
 _POLL_SECONDS = 1.0
+_AWAY_POLLS = 30
+"""How often in a row a scheduler may not answer while a preheat is watched: a restart takes less."""
 _TASK = re.compile(r"[0-9a-f]{8,64}")
 _CANONICAL = re.compile(r"[a-z0-9]+\+https?://")
 
@@ -38,6 +40,14 @@ Json = Mapping[str, Any]
 
 class FleetError(DamselflyError):
     """The scheduler did not do what was asked of it; the text says why."""
+
+
+class SchedulerAwayError(FleetError):
+    """Nothing answers at the scheduler's address."""
+
+
+class UnknownError(FleetError):
+    """The scheduler knows nothing by that name (404)."""
 
 
 class SchedulerApi:
@@ -61,13 +71,14 @@ class SchedulerApi:
                 response = connection.getresponse()
                 value = json.loads(response.read())
             except (OSError, http.client.HTTPException, ValueError) as error:
-                raise FleetError(
+                raise SchedulerAwayError(
                     f"the scheduler at {self._address} gave no answer ({type(error).__name__}); start it, or name its "
                     "HTTP address with --scheduler-http"
                 ) from None
         if not isinstance(value, dict) or response.status >= 300:
             told = value.get("error") if isinstance(value, dict) else None
-            raise FleetError(f"the scheduler at {self._address} answered {response.status}: {told or response.reason}")
+            kind = UnknownError if response.status == 404 else FleetError
+            raise kind(f"the scheduler at {self._address} answered {response.status}: {told or response.reason}")
         return value
 
 
@@ -196,26 +207,40 @@ def begin_preheat(api: SchedulerApi, order: Json, console: Console, *, wait: boo
             _print_json(console, job)
         return 0
     try:
-        job = _watch(api, job)
+        job = watch(api, job)
     except KeyboardInterrupt:
         _complain(f"the preheat goes on; `damselfly preheat --cancel {job['id']}` ends it")
         return 130
     return show_preheat(job, console, as_json=as_json)
 
 
-def _watch(api: SchedulerApi, job: dict[str, Any], sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
-    """Poll a job until it is over, with a live table where a terminal shows it."""
+def watch(api: SchedulerApi, job: dict[str, Any], sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+    """Poll a job until it is over, with a live table where a terminal shows it.
+
+    A scheduler that is away is waited for. Raises FleetError when it stays away, or has forgotten the job.
+    """
     screen = Console(stderr=True)
     with (
         Live(_progress(job), console=screen, transient=True, auto_refresh=False)
         if screen.is_terminal
         else (contextlib.nullcontext()) as live
     ):
+        away = 0
         pause = _POLL_SECONDS / 16  # small objects are there in no time
         while job["state"] == "running":
             sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS)
-            job = api.call("GET", f"/v1/preheats/{job['id']}")
+            try:
+                job, away = api.call("GET", f"/v1/preheats/{job['id']}"), 0
+            except SchedulerAwayError:
+                away += 1
+                if away > _AWAY_POLLS:
+                    raise
+            except UnknownError:
+                raise FleetError(
+                    f"the scheduler has been restarted and knows nothing of preheat {job['id']} any more; what has "
+                    "landed stays where it is, and the same command brings the rest"
+                ) from None
             if live is not None:
                 live.update(_progress(job), refresh=True)
     return job
