@@ -85,7 +85,13 @@ def main(
     except (ConfigError, SimulationError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-    Console().print(table(runs))
+    console = Console()
+    console.print(table(runs))
+    if zones > 1:
+        for run in runs:
+            console.print(
+                f"{run.policy}: {run.record.crossing_bytes / scenario.size:.2f} copies crossed between zones."
+            )
     figures = {
         "scenario": asdict(scenario) | {"piece_bytes": scenario.layout.piece_length, "pieces": scenario.layout.count},
         "single_node_seconds": scenario.single_node_seconds,

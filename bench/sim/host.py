@@ -140,7 +140,7 @@ class SimulatedHost:
                 transfer.cut(self._swarm.network)
         for transfer in tuple(self.uploads):
             transfer.cut(self._swarm.network)
-            self._clock.after(transfer.delay, transfer.child.ended, transfer, FailureReason.UNREACHABLE)
+            transfer.child.ending(transfer, FailureReason.UNREACHABLE)
         self._up.send(self._swarm.scheduler.lose, self.id, surely=True)
 
     def hear(self, message: SchedulerMessage) -> None:
@@ -194,6 +194,10 @@ class SimulatedHost:
         """Let a piece that is on its way arrive, and be verified and recorded."""
         self._clock.after(transfer.delay + self._scenario.landing_seconds, self._land, transfer, index)
 
+    def ending(self, transfer: Transfer, reason: FailureReason | None) -> None:
+        """Let the end of a transfer arrive, after what has been sent of it before."""
+        self._clock.after(transfer.delay + self._scenario.landing_seconds, self.ended, transfer, reason)
+
     def ended(self, transfer: Transfer, reason: FailureReason | None) -> None:
         """Notice that a transfer is over."""
         if not self.alive:
@@ -221,8 +225,7 @@ class SimulatedHost:
             if index == span.stop - 1:
                 transfer.flow = None
             transfer.cut(swarm.network)
-            delay = transfer.delay + self._scenario.landing_seconds
-            self._clock.after(delay, child.ended, transfer, FailureReason.CORRUPT)
+            child.ending(transfer, FailureReason.CORRUPT)
             return
         child.landing(transfer, index)
 
@@ -233,7 +236,7 @@ class SimulatedHost:
         if not transfer.over:
             transfer.over = True
             transfer.release()
-            self._clock.after(transfer.delay + self._scenario.landing_seconds, self.ended, transfer, None)
+            self.ending(transfer, None)
 
     def _land(self, transfer: Transfer, index: int) -> None:
         if not self.alive:
@@ -274,8 +277,7 @@ class SimulatedHost:
                 if transfer is not None and not transfer.over:
                     transfer.cut(self._swarm.network)
                     # What has arrived by now is recorded before anything else may write there.
-                    delay = transfer.delay + self._scenario.landing_seconds
-                    self._clock.after(delay, self.ended, transfer, None)
+                    self.ending(transfer, None)
             case Tell(message):
                 self._tell(message)
             case GiveUp(_, detail):

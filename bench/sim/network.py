@@ -192,6 +192,19 @@ class Network:
         flow.ended()
 
 
+class Zones:
+    """What lies between hosts besides their own links: nothing in a zone, a shared link from one zone to another."""
+
+    def __init__(self, count: int, rate: float) -> None:
+        self.count = count
+        self._ways = {(a, b): Link(rate) for a in range(count) for b in range(count) if a != b}
+
+    def path(self, uplink: Link, from_zone: int, downlink: Link, to_zone: int) -> tuple[Link, ...]:
+        """Return the links from one host to another."""
+        way = self._ways.get((from_zone, to_zone))
+        return (uplink, downlink) if way is None else (uplink, way, downlink)
+
+
 class Channel:
     """One direction of a connection for messages: in order, delayed, and with a share of `loss` that never arrive."""
 

@@ -17,7 +17,7 @@ from functools import partial
 from random import Random
 
 from bench.sim.clock import Clock
-from bench.sim.network import Link, Network
+from bench.sim.network import Link, Network, Zones
 from bench.sim.record import Record
 from bench.sim.scenario import Scenario
 from bench.sim.swarm import SimulationError
@@ -52,10 +52,12 @@ class Node:
         "number",
         "uplink",
         "uploads",
+        "zone",
     )
 
-    def __init__(self, number: int, rate: float, pieces: Bitmap) -> None:
+    def __init__(self, number: int, rate: float, zone: int, pieces: Bitmap) -> None:
         self.number = number
+        self.zone = zone
         self.uplink = Link(rate)
         self.downlink = Link(rate)
         self.have = pieces
@@ -80,8 +82,10 @@ class Policy(ABC):
         self.record = Record(slice_seconds=scenario.single_node_seconds / 50)
         self.layout = scenario.layout
         self.copies = [scenario.seeds] * self.layout.count
+        self._slow = scenario.some(scenario.stragglers, self.random)
         full = Bitmap(self.layout.count, self.layout.everything())
-        self.nodes = [Node(number, scenario.rate, full.copy()) for number in range(scenario.seeds)]
+        self._zones = Zones(scenario.zones, scenario.zone_rate)
+        self.nodes = [Node(n, scenario.rate, n % scenario.zones, full.copy()) for n in range(scenario.seeds)]
 
     def run(self) -> Record:
         """Let it happen until every node has everything. Raises SimulationError."""
@@ -108,9 +112,10 @@ class Policy(ABC):
         self.clock.after(self.scenario.rtt, self._flow, parent, child, index)
 
     def _arrive(self) -> None:
-        slow = self.random.random() < self.scenario.stragglers
+        slow = len(self.nodes) - self.scenario.seeds in self._slow
         rate = self.scenario.rate / 10 if slow else self.scenario.rate
-        node = Node(len(self.nodes), rate, Bitmap(self.layout.count))
+        number = len(self.nodes)
+        node = Node(number, rate, number % self.scenario.zones, Bitmap(self.layout.count))
         self.record.arrived[node.number] = self.clock.now
         if slow:
             self.record.unhealthy.add(node.number)
@@ -121,7 +126,8 @@ class Policy(ABC):
     def _flow(self, parent: Node, child: Node, index: int) -> None:
         size = self.layout.size(index)
         landed = partial(self._sent, parent, child, index)
-        self.network.start((parent.uplink, child.downlink), [size], arrived=_ignored, ended=landed)
+        links = self._zones.path(parent.uplink, parent.zone, child.downlink, child.zone)
+        self.network.start(links, [size], arrived=_ignored, ended=landed)
 
     def _sent(self, parent: Node, child: Node, index: int) -> None:
         size = self.layout.size(index)
@@ -130,6 +136,8 @@ class Policy(ABC):
             self.record.seed_bytes += size
         else:
             self.record.peer_bytes += size
+        if parent.zone != child.zone:
+            self.record.crossing_bytes += size
         parent.uploads -= 1
         self.clock.after(self.scenario.landing_seconds, self.land, child, index)
         self._wake(parent)

@@ -36,6 +36,8 @@ class Record:
     """The sum over all landings of which share of what the host had was readable from the front."""
     decisions: list[float] = field(default_factory=list)
     """Real CPU seconds of each batch of events that the scheduler took."""
+    modelled_seconds: float = 0.0
+    """For how long the scheduler was busy by the cost model."""
     events: int = 0
     """Simulated events."""
     fingerprint: int = 0

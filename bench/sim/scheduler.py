@@ -91,6 +91,7 @@ class SimulatedScheduler:
         self._batches += 1
         self._busy = True
         spent = sum(map(self._hearing_seconds, events)) + sum(map(self._saying_seconds, commands))
+        self._swarm.record.modelled_seconds += spent
         self._clock.after(spent, self._say, commands)
 
     def _hearing_seconds(self, event: Event) -> float:

@@ -6,7 +6,7 @@ from random import Random
 
 from bench.sim.clock import Clock
 from bench.sim.host import SimulatedHost, digest_of
-from bench.sim.network import Channel, Link, Network
+from bench.sim.network import Channel, Link, Network, Zones
 from bench.sim.origin import SimulatedOrigin
 from bench.sim.record import Record
 from bench.sim.scenario import Scenario
@@ -40,14 +40,15 @@ class SimulatedSwarm:
         self.origin = SimulatedOrigin(self)
         self.hosts: dict[str, SimulatedHost] = {}
         self._waiting: dict[SimulatedHost, None] = {}
-        """Nodes whose clients have not got the whole file yet."""
-        self._to_come = scenario.nodes
-        zones = range(scenario.zones)
-        self._ways = {(a, b): Link(scenario.zone_rate) for a in zones for b in zones if a != b}
+        """Nodes whose clients have not got the whole file yet; those that came for dead ones are not waited for."""
+        self._arrivals = 0
+        self._slow = scenario.some(scenario.stragglers, self.random)
+        self._corrupting = scenario.some(scenario.byzantine, self.random)
+        self._zones = Zones(scenario.zones, scenario.zone_rate)
         self._numbers = 0
 
     def run(self) -> Record:
-        """Let it happen, until every client has the file or has failed. Raises SimulationError."""
+        """Let it happen, until every client has the file, has failed, or is dead. Raises SimulationError."""
         scenario = self.scenario
         for _ in range(scenario.seeds):
             self._host(seed=True, rate=scenario.rate).join()
@@ -72,9 +73,7 @@ class SimulatedSwarm:
 
     def path(self, parent: SimulatedHost, child: SimulatedHost) -> tuple[Link, ...]:
         """Return the links from one host to another."""
-        if parent.zone == child.zone:
-            return (parent.uplink, child.downlink)
-        return (parent.uplink, self._ways[parent.zone, child.zone], child.downlink)
+        return self._zones.path(parent.uplink, parent.zone, child.downlink, child.zone)
 
     def completed(self, host: SimulatedHost) -> None:
         """Note that a node's client has the last byte."""
@@ -88,9 +87,9 @@ class SimulatedSwarm:
 
     def _play(self) -> None:
         limit = self.scenario.give_up_seconds
-        while self._waiting or self._to_come:
+        while self._waiting or self._arrivals < self.scenario.nodes:
             if not self.clock.step() or self.clock.now > limit:
-                left = len(self._waiting) + self._to_come
+                left = len(self._waiting) + self.scenario.nodes - self._arrivals
                 raise SimulationError(
                     f"seed {self.scenario.seed}: {left} nodes had not got the file at {self.clock.now:.3f} s; {_REPLAY}"
                 )
@@ -105,15 +104,15 @@ class SimulatedSwarm:
 
     def _arrive(self, *, successor: bool = False) -> None:
         scenario = self.scenario
-        slow = self.random.random() < scenario.stragglers
-        corrupts = self.random.random() < scenario.byzantine
+        slow = not successor and self._arrivals in self._slow
+        corrupts = not successor and self._arrivals in self._corrupting
         host = self._host(rate=scenario.rate / 10 if slow else scenario.rate, corrupts=corrupts)
         self.record.arrived[host.number] = self.clock.now
         if slow or successor:
             self.record.unhealthy.add(host.number)
         if not successor:
-            self._to_come -= 1
-        self._waiting[host] = None
+            self._arrivals += 1
+            self._waiting[host] = None
         host.join()
 
     def _until_next_death(self) -> float:
