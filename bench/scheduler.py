@@ -23,7 +23,7 @@ from bench.synthetic import Scene
 from p2p.pieces import GIB, MIB
 
 _READY_SECONDS = 60.0
-_SET_UP_SECONDS = 300.0
+_SET_UP_SECONDS = 900.0
 _STOP_SECONDS = 15.0
 
 

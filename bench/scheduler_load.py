@@ -16,7 +16,7 @@ import grpc
 import uvloop
 
 from bench.synthetic import Member, Scene, pieces_of, quantile
-from p2p.control import Assignment, PeerMessage
+from p2p.control import Allowance, Assignment, OriginLoad, OriginUse, PeerMessage
 from p2p.rpc.channel import open_channel
 from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
 from p2p.tasks import TaskScope
@@ -26,9 +26,24 @@ from p2p.v1.scheduler_pb2 import SchedulerMessage as SchedulerProto
 from p2p.v1.scheduler_pb2_grpc import SchedulerStub
 
 _HEARTBEAT_SECONDS = 1.0
-_SET_UP_SECONDS = 300.0
+_SET_UP_SECONDS = 900.0
+_QUESTION = OriginUse((OriginLoad("http://origin.invalid:80", 1, serial=1),))
 
-Session = grpc.aio.StreamStreamCall[PeerProto, SchedulerProto]
+
+class _Session:
+    """One host's stream."""
+
+    def __init__(self, address: str) -> None:
+        self.call: grpc.aio.StreamStreamCall[PeerProto, SchedulerProto] = SchedulerStub(open_channel(address)).Session()
+        self.answered = asyncio.Event()
+        """Set once the scheduler has answered the question."""
+        self._writing = asyncio.Lock()
+
+    async def say(self, message: PeerMessage | None) -> None:
+        """Write a message, or None for a heartbeat; gRPC takes one at a time."""
+        proto = PeerProto(heartbeat=Heartbeat()) if message is None else peer_message_to_proto(message)
+        async with self._writing:
+            await self.call.write(proto)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +67,27 @@ class _Load:
         self._reported_at: float | None = None
         self._pieces = self._reports = self._assignments = 0
         self._latencies: list[float] = []
-        self._at_work = asyncio.Event()
+        self._counting = False
 
     async def run(self, address: str, seconds: float) -> LoadFigures:
         """Load the scheduler at `address` for `seconds` and return what was done in them."""
         members = self._scene.members()
         async with TaskScope() as scope:
             async with asyncio.timeout(_SET_UP_SECONDS):
-                calls = [await self._join(scope, address, member) for member in members]
-                for number, call in enumerate(calls):
+                sessions = [await self._join(scope, address, member) for member in members]
+                for number, session in enumerate(sessions):
                     for holdings in self._scene.holdings(number):
-                        await _say(call, holdings)
+                        await session.say(holdings)
                 for want in self._scene.wants():
-                    for member, call in zip(members, calls, strict=True):
+                    for member, session in zip(members, sessions, strict=True):
                         if not member.hello.seed:
-                            await _say(call, want)
+                            await session.say(want)
+                # Its answer is behind that to everything before: the scheduler has no wishes left to read.
+                for session in sessions:
+                    await session.say(_QUESTION)
+                    await session.answered.wait()
             print(json.dumps({"event": "ready"}), flush=True)
-            self._at_work.set()
+            self._counting = True
             began = time.perf_counter()
             await asyncio.sleep(seconds)
             elapsed = time.perf_counter() - began
@@ -81,51 +100,48 @@ class _Load:
                 quantile(self._latencies, 0.99),
             )
 
-    async def _join(self, scope: TaskScope, address: str, member: Member) -> Session:
-        call: Session = SchedulerStub(open_channel(address)).Session()
-        await _say(call, member.hello)
-        await call.read()  # the welcome
+    async def _join(self, scope: TaskScope, address: str, member: Member) -> _Session:
+        session = _Session(address)
+        await session.say(member.hello)
+        await session.call.read()  # the welcome
         wake = asyncio.Event()
-        scope.spawn(self._listen(call, member, wake), name=f"hearing for {member.hello.host_id}")
-        scope.spawn(self._speak(call, member, wake), name=f"speaking for {member.hello.host_id}")
-        return call
+        scope.spawn(self._listen(session, member, wake), name=f"hearing for {member.hello.host_id}")
+        scope.spawn(self._speak(session, member, wake), name=f"speaking for {member.hello.host_id}")
+        return session
 
-    async def _listen(self, call: Session, member: Member, wake: asyncio.Event) -> None:
-        while isinstance(message := await call.read(), SchedulerProto):
+    async def _listen(self, session: _Session, member: Member, wake: asyncio.Event) -> None:
+        while isinstance(message := await session.call.read(), SchedulerProto):
             now = time.perf_counter()
             told = scheduler_message_from_proto(message)
+            if isinstance(told, Allowance):
+                session.answered.set()
             if isinstance(told, Assignment):
                 member.assigned(told, now)
                 wake.set()
-                if self._at_work.is_set():
-                    self._assignments += 1
+                self._assignments += self._counting
                 if self._reported_at is not None:
                     self._latencies.append(now - self._reported_at)
                     self._reported_at = None
-        raise ConnectionError(f"the scheduler ended the session: {await call.details()}")
+        raise ConnectionError(f"the scheduler ended the session: {await session.call.details()}")
 
-    async def _speak(self, call: Session, member: Member, wake: asyncio.Event) -> None:
-        heartbeat = PeerProto(heartbeat=Heartbeat())
+    async def _speak(self, session: _Session, member: Member, wake: asyncio.Event) -> None:
         while True:
-            if not self._at_work.is_set() or (at := member.next_at()) is None:
+            at = member.next_at()
+            if at is None:
                 at = time.perf_counter() + _HEARTBEAT_SECONDS
             wake.clear()
             try:
                 async with asyncio.timeout(max(0.0, at - time.perf_counter())):
-                    await (wake if self._at_work.is_set() else self._at_work).wait()
+                    await wake.wait()
             except TimeoutError:
-                if not self._at_work.is_set() or member.next_at() is None:
-                    await call.write(heartbeat)
-            if self._at_work.is_set():
-                for progress in member.advance(time.perf_counter()):
+                if member.next_at() is None:
+                    await session.say(None)
+            for progress in member.advance(time.perf_counter()):
+                if self._counting:
                     self._pieces += pieces_of(progress)
                     self._reports += 1
                     self._reported_at = time.perf_counter()
-                    await _say(call, progress)
-
-
-async def _say(call: Session, message: PeerMessage) -> None:
-    await call.write(peer_message_to_proto(message))
+                await session.say(progress)
 
 
 def main() -> None:
