@@ -107,7 +107,7 @@ def table(runs: Sequence[Run]) -> Table:
             f"{figures['seed_copies']:.3f}",
             f"{figures['origin_copies']:.3f}" if ours else "-",
             f"{figures['control_messages_per_piece']:.2f}" if ours else "-",
-            f"{figures['decision_cpu_seconds']:.1f}/{figures['decision_modelled_seconds']:.1f}" if ours else "-",
+            f"{figures['decision_cpu_seconds']:.3g}/{figures['decision_modelled_seconds']:.3g}" if ours else "-",
             f"{run.wall_seconds:.1f}",
         )
     return shown
