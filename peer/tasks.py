@@ -20,13 +20,10 @@ from p2p.auth import ClusterSecret
 from p2p.checksums import Checksum
 from p2p.control import (
     ORIGIN,
-    Allowance,
     Assignment,
     Condemned,
     Dropped,
     PeerMessage,
-    SchedulerMessage,
-    Seeds,
     Source,
     Verify,
 )
@@ -216,8 +213,8 @@ class TaskManager:
         if not self._stopping:
             self._prefetcher.begin(task, version, source)
 
-    def told(self, message: SchedulerMessage) -> None:
-        """Take what a scheduler says."""
+    def told(self, message: Assignment | Verify | Condemned) -> None:
+        """Take what a scheduler says of versions."""
         match message:
             case Assignment():
                 self.assigned(message)
@@ -225,8 +222,6 @@ class TaskManager:
                 self._integrity.elected(version_id)
             case Condemned(version_id, reason):
                 self._integrity.condemned(version_id, reason)
-            case Seeds() | Allowance():
-                pass
 
     def assigned(self, assignment: Assignment) -> None:
         """Take an assignment from a scheduler: for a download that is under way, or a seed's duty."""

@@ -388,14 +388,14 @@ class DownloadCore:
             if first is None:
                 break
             self._start_parent(first, flying, commands)
-        while (first := (self._due - flying).first()) is not None:
-            source = self._sources.usable()[0]
-            if self._origin is None:
-                self._origin = source.origin
-                self.pace.limit = self._paces.recall(self._origin)
-            if self._flights.from_origin >= self.pace.limit:
+        if self._due and self._origin is None:
+            self._origin = self._sources.usable()[0].origin
+            self.pace.limit = self._paces.recall(self._origin)
+        while self._flights.from_origin < self.pace.limit:
+            first = (self._due - flying).first()
+            if first is None:
                 break
-            self._start_origin(first, flying, source, now, commands)
+            self._start_origin(first, flying, self._sources.usable()[0], now, commands)
 
     def _start_parent(self, first: int, flying: Bitmap, commands: list[Command]) -> None:
         part = self._planned[first]
