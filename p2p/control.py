@@ -66,11 +66,15 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """The pieces a host holds of one version; `digests` are those of the pieces in `bitmap`, ascending, 16 bytes."""
+    """The pieces a host holds of one version; `digests` are those of the pieces in `bitmap`, ascending, 16 bytes.
+
+    `fetching` are pieces that it is just taking from the origin: a scheduler that takes over sends nobody else there.
+    """
 
     version: Version
     bitmap: Bitmap
     digests: tuple[bytes, ...]
+    fetching: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,17 @@ class Seeds:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedulers:
+    """All schedulers there are ("host:port"), and which of them says so; said at first and whenever one comes or goes.
+
+    Every host opens a session with each; rendezvous hashing over these names says which of them a version is for.
+    """
+
+    own: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Verify:
     """This host is to compare the whole version with the store's checksum, and to say what it found (Verdict)."""
 
@@ -243,4 +258,4 @@ class Allowance:
 
 
 PeerMessage = Hello | Holdings | Want | Unwant | Progress | Dropped | Verdict | OriginUse
-SchedulerMessage = Assignment | Seeds | Verify | Condemned | Allowance
+SchedulerMessage = Assignment | Seeds | Schedulers | Verify | Condemned | Allowance

@@ -26,6 +26,7 @@ from p2p.control import (
     PeerMessage,
     Progress,
     SchedulerMessage,
+    Schedulers,
     SeedHost,
     Seeds,
     Unwant,
@@ -132,6 +133,8 @@ def scheduler_message_to_proto(message: SchedulerMessage) -> pb.SchedulerMessage
         case Seeds(hosts):
             seeds = [pb.SeedHost(host_id=seed.host_id, address=seed.address) for seed in hosts]
             return pb.SchedulerMessage(seeds=pb.Seeds(hosts=seeds))
+        case Schedulers(own, addresses):
+            return pb.SchedulerMessage(schedulers=pb.Schedulers(own=own, addresses=addresses))
         case Verify(version_id):
             return pb.SchedulerMessage(verify=pb.Verify(version_id=version_id))
         case Condemned(version_id, reason):
@@ -155,6 +158,10 @@ def scheduler_message_from_proto(message: pb.SchedulerMessage) -> SchedulerMessa
             return _assignment_from_proto(message.assignment)
         case "seeds":
             return Seeds(tuple(map(_seed_from_proto, bounded(message.seeds.hosts, "seeds.hosts"))))
+        case "schedulers":
+            own = matching(_ADDRESS, message.schedulers.own, "schedulers.own")
+            addresses = bounded(message.schedulers.addresses, "schedulers.addresses")
+            return Schedulers(own, tuple(matching(_ADDRESS, each, "schedulers.addresses") for each in addresses))
         case "verify":
             return Verify(matching(_VERSION_ID, message.verify.version_id, "verify.version_id"))
         case "condemned":
@@ -286,6 +293,7 @@ def _holding_to_proto(holding: Holding) -> pb.Holding:
         version=version_to_proto(holding.version),
         bitmap=holding.bitmap.to_bytes(),
         digests=b"".join(holding.digests),
+        fetching=map(span_to_proto, holding.fetching),
     )
 
 
@@ -298,7 +306,8 @@ def _holding_from_proto(holding: pb.Holding) -> Holding:
         bitmap = Bitmap.from_bytes(holding.bitmap, pieces)
     except ValueError as error:
         raise BadRequestError(f"holding.bitmap: {error}") from error
-    return Holding(version, bitmap, digests_from_proto(holding.digests, len(bitmap), "holding.digests"))
+    digests = digests_from_proto(holding.digests, len(bitmap), "holding.digests")
+    return Holding(version, bitmap, digests, spans_from_proto(holding.fetching, pieces, "holding.fetching"))
 
 
 def _want_from_proto(want: pb.Want) -> Want:

@@ -88,6 +88,7 @@ class SchedulerMessage(_message.Message):
     VERIFY_FIELD_NUMBER: _builtins.int
     CONDEMNED_FIELD_NUMBER: _builtins.int
     ALLOWANCE_FIELD_NUMBER: _builtins.int
+    SCHEDULERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -102,6 +103,8 @@ class SchedulerMessage(_message.Message):
     def condemned(self) -> Global___Condemned: ...
     @_builtins.property
     def allowance(self) -> Global___Allowance: ...
+    @_builtins.property
+    def schedulers(self) -> Global___Schedulers: ...
     def __init__(
         self,
         *,
@@ -112,12 +115,13 @@ class SchedulerMessage(_message.Message):
         verify: Global___Verify | None = ...,
         condemned: Global___Condemned | None = ...,
         allowance: Global___Allowance | None = ...,
+        schedulers: Global___Schedulers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "heartbeat", b"heartbeat", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "heartbeat", b"heartbeat", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "heartbeat", "seeds", "verify", "condemned", "allowance"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "heartbeat", "seeds", "verify", "condemned", "allowance", "schedulers"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -329,22 +333,28 @@ class Holding(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     BITMAP_FIELD_NUMBER: _builtins.int
     DIGESTS_FIELD_NUMBER: _builtins.int
+    FETCHING_FIELD_NUMBER: _builtins.int
     bitmap: _builtins.bytes
     """bit i (least significant first) set: piece i is held"""
     digests: _builtins.bytes
     """xxh3-128 of each held piece, ascending, 16 bytes each"""
     @_builtins.property
     def version(self) -> Global___Version: ...
+    @_builtins.property
+    def fetching(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """pieces that the host is just taking from the origin"""
+
     def __init__(
         self,
         *,
         version: Global___Version | None = ...,
         bitmap: _builtins.bytes = ...,
         digests: _builtins.bytes = ...,
+        fetching: _abc.Iterable[Global___Span] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitmap", b"bitmap", "digests", b"digests", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitmap", b"bitmap", "digests", b"digests", "fetching", b"fetching", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -816,6 +826,34 @@ class SeedHost(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SeedHost: _TypeAlias = SeedHost  # noqa: Y015
+
+@_typing.final
+class Schedulers(_message.Message):
+    """All schedulers; at the start of a session and whenever one comes or goes. Absent where there is one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWN_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    own: _builtins.str
+    """the sender, as it stands in `addresses`"""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"host:port" """
+
+    def __init__(
+        self,
+        *,
+        own: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "own", b"own"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Schedulers: _TypeAlias = Schedulers  # noqa: Y015
 
 @_typing.final
 class Verify(_message.Message):

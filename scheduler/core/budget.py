@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, inf
 
@@ -194,6 +194,17 @@ class OriginBudgets:
         self._rules = tuple(rules)
         self._origins: dict[str, _Origin] = {}
         self._swept_at = -inf
+        self._parts: Mapping[str, float] = {}
+        self._rest = 1.0
+
+    def divide(self, parts: Mapping[str, float], rest: float) -> None:
+        """Share out only so much (0 to 1) of an origin's budget from now on, and `rest` of those that are not named.
+
+        What other schedulers share out is theirs. A smaller part is in force once all shares have shrunk to it.
+        """
+        self._parts, self._rest = parts, rest
+        for name, origin in self._origins.items():
+            origin.whole = self._whole(name, origin.budget)
 
     def used(self, host_id: str, load: OriginLoad, *, seed: bool, now: float) -> Allowance | None:
         """Take what a host says of an origin at `now`; return its share, or None if it wants none any more.
@@ -264,9 +275,17 @@ class OriginBudgets:
             budget = next((rule.budget for rule in self._rules if rule.pattern.search(name)), None)
             if not budget:
                 return None
-            whole = _Part(budget.connections or 0, budget.requests_per_second or 0.0, budget.bytes_per_second or 0.0)
-            self._origins[name] = _Origin(budget, whole)
+            self._origins[name] = _Origin(budget, self._whole(name, budget))
         return self._origins[name]
+
+    def _whole(self, name: str, budget: Budget) -> _Part:
+        """Return what this scheduler may share out of an origin's budget; at least one connection."""
+        part = self._parts.get(name, self._rest)
+        return _Part(
+            max(1, int((budget.connections or 0) * part)) if budget.connections else 0,
+            (budget.requests_per_second or 0.0) * part,
+            (budget.bytes_per_second or 0.0) * part,
+        )
 
     def _sweep(self, now: float) -> None:
         """Forget origins that nobody goes to any more."""

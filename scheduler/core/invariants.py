@@ -70,7 +70,6 @@ def _check_flights(swarm: Swarm) -> None:
             assert index not in peer.held, "a host is fetching what it holds"
             if flight.parent is None:
                 origin += 1
-                assert flight.source is not None, "nobody knows how to ask the origin"
                 continue
             assert flight.parent is not peer.host, "a host is its own parent"
             assert index in peer.missing, "a host fetches from another what it does not want"
@@ -101,7 +100,8 @@ def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:
     assert not peer.missing & peer.held, "a host wants what it holds"
     assert not peer.sound - peer.held, "a copy that is not there is thought sound"
     assert len(peer.flights) - peer.from_origin <= state.limits.child_window, "a child's window is exceeded"
-    assert peer.from_origin <= state.limits.origin_depth, "a host is swamped with the origin's pieces"
+    asked = sum(flight.parent is None and flight.source is not None for flight in peer.flights.values())
+    assert asked <= state.limits.origin_depth, "a host is swamped with the origin's pieces"
     if peer.flights:
         assert peer.wake_at is not None, "flights without a deadline"
     if peer.missing and assign.has_room(peer, state.limits):

@@ -102,12 +102,28 @@ class JournalRead:
 
 
 @dataclass(frozen=True, slots=True)
+class MembersChanged:
+    """The schedulers there are now, by the names that versions are shared out to; `own` is this one's."""
+
+    own: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OriginParts:
+    """Which part (0 to 1) of each origin's budget is this scheduler's to share out; `rest` is that of all others."""
+
+    parts: Mapping[str, float]
+    rest: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time to look at deadlines and to hand out what earlier events made assignable (see `next_deadline`)."""
 
 
 HostSaid = Announced | Wanted | Unwanted | Progressed | DroppedPieces | Judged | UsedOrigins
-Event = HostJoined | HostLeft | HostSaid | JournalRead | Tick
+Event = HostJoined | HostLeft | HostSaid | JournalRead | MembersChanged | OriginParts | Tick
 
 
 def event_of(host_id: str, message: PeerMessage) -> Event:

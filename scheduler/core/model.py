@@ -85,7 +85,10 @@ class Host:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A part that was assigned: `child` fetches `span` from `parent` (None: the origin, asked through `source`)."""
+    """A part that was assigned: `child` fetches `span` from `parent` (None: the origin, asked through `source`).
+
+    What a host was told to take from the origin by another scheduler has no source that is known here.
+    """
 
     swarm: Swarm
     child: Peer

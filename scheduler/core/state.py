@@ -13,7 +13,7 @@ from itertools import islice
 from random import Random
 
 from p2p.control import ORIGIN, Assignment, OriginLoad, Part, SeedHost, Seeds, Source
-from scheduler.core import assign, integrity, transitions
+from scheduler.core import assign, handover, integrity, transitions
 from scheduler.core.assign import Choice
 from scheduler.core.budget import BudgetRule, OriginBudgets, OriginView
 from scheduler.core.invariants import check
@@ -28,6 +28,8 @@ from scheduler.core.messages import (
     HostSaid,
     JournalRead,
     Judged,
+    MembersChanged,
+    OriginParts,
     Progressed,
     Send,
     Tick,
@@ -108,6 +110,12 @@ class SchedulerCore:
                 return self._tell_of_seeds(before)
             case JournalRead():
                 return transitions.journal_read(state, event)
+            case MembersChanged():
+                handover.members_changed(state, event, now)
+                return []
+            case OriginParts(parts, rest):
+                self._budgets.divide(parts, rest)
+                return []
         host = state.hosts.get(event.host_id)
         if host is None:
             return []
@@ -190,7 +198,7 @@ class SchedulerCore:
                 pass
             case Wanted(want=want):
                 refusal = integrity.refused(state, host, want.version.id, now)
-                return refusal or transitions.wanted(state, host, want)
+                return refusal or transitions.wanted(state, host, want, now)
             case Progressed():
                 return transitions.progressed(state, host, event.progress, now)
             case Unwanted():

@@ -27,6 +27,11 @@ class State:
         """When the first event came."""
         self.strikes = Strikes()
         """Versions whose bytes turned out wrong."""
+        self.own = ""
+        self.members: tuple[str, ...] = ()
+        """The names of all schedulers, and of this one among them; none where it is the only one."""
+        self.members_changed: float | None = None
+        """When there were others last."""
         self._timers_set = 0
 
     def swarm(self, version: Version) -> tuple[Swarm, bool]:

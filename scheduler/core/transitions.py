@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Hello, Holding, Landed, Progress, Want
 from p2p.pieces import Bitmap, PieceLayout, Span
-from scheduler.core import integrity
+from scheduler.core import handover, integrity
 from scheduler.core.messages import Command, Journal, JournalRead, ReadJournal, Suspect
 from scheduler.core.model import Backoff, Flight, Host, Peer, Swarm
 from scheduler.core.swarms import State
@@ -73,10 +73,12 @@ def announced(state: State, host: Host, holdings: Iterable[Holding], now: float)
         size = PieceLayout.of(holding.version.length).count
         if (holding.bitmap.size, len(holding.bitmap)) != (size, len(holding.digests)):
             raise ProtocolError(f"holdings of version {holding.version.id} do not fit its length")
+        _check_spans(holding.version.id, size, holding.fetching)
     commands: list[Command] = []
     for holding in holdings:
         swarm, made = state.swarm(holding.version)
         if made:
+            handover.begun(state, swarm, now)
             commands.append(ReadJournal(swarm.id))
         commands += integrity.returned(state, host, swarm, now)
         if integrity.stale(state, host, swarm.id):
@@ -95,15 +97,18 @@ def announced(state: State, host: Host, holdings: Iterable[Holding], now: float)
             _settled(state, swarm, index, liars, settled, commands)
         if settled:
             commands.append(Journal(swarm.id, settled))
+        handover.fetching(state, swarm, peer, holding.fetching, now)
         swarm.origin_pending = True
         state.touch(swarm)
     return commands
 
 
-def wanted(state: State, host: Host, want: Want) -> list[Command]:
+def wanted(state: State, host: Host, want: Want, now: float) -> list[Command]:
     """Note what a host wants, and its way to the origin."""
     _check_spans(want.version.id, PieceLayout.of(want.version.length).count, want.spans)
     swarm, made = state.swarm(want.version)
+    if made or not swarm.wanting:
+        handover.begun(state, swarm, now)
     peer = swarm.peer(host)
     pieces = Bitmap(swarm.size, want.spans)
     if want.spans:
@@ -183,7 +188,7 @@ def journal_read(state: State, event: JournalRead) -> list[Command]:
         return commands
     swarm.journal_read = True
     if event.digests and not swarm.begun_anew and state.began is not None:
-        swarm.origin_from = state.began + state.limits.settle
+        swarm.origin_from = max(swarm.origin_from, state.began + state.limits.settle)
     for index, digest in event.digests.items():
         if index < swarm.size and not swarm.begun_anew:
             liars = swarm.digests.recall(index, digest)
