@@ -19,6 +19,7 @@ from damselfly.up import UpSettings
 from damselfly.up import up as run_up
 from p2p.config import Address, parse_address, parse_duration, parse_size
 from p2p.digests import ExpectedDigest
+from p2p.dns import parse_place
 from p2p.errors import BadRequestError, ConfigError
 from p2p.identity import parse_filters
 from p2p.native import is_prefix
@@ -151,7 +152,11 @@ def peer(
     ] = False,
     scheduler: Annotated[
         list[Address] | None,
-        typer.Option(parser=_address, metavar="HOST:PORT", help="A scheduler; repeatable. Default 127.0.0.1:8002."),
+        typer.Option(
+            parser=_parsed(parse_place),
+            metavar="HOST:PORT",
+            help="A scheduler; repeatable, and dns+NAME:PORT is all that the name stands for. Default 127.0.0.1:8002.",
+        ),
     ] = None,
     proxy_listen: Annotated[
         Address, typer.Option(parser=_address, metavar="HOST:PORT", help="The HTTP proxy that clients use.")

@@ -1,26 +1,23 @@
-"""The peer's streams to the schedulers: one session per scheduler, kept alive for as long as the daemon lives.
+"""The peer's stream to one scheduler, kept alive for as long as there is such a scheduler.
 
-A session starts with who we are (`Hello`) and everything we hold (`Holdings`): what a scheduler knows is soft, and a
-restarted one learns it again from its peers. A version belongs to one of the reachable schedulers by rendezvous
-hashing, so that every peer asks the same one without talking about it.
+A session starts with who we are (`Hello`) and what we hold of the versions that are this scheduler's (`Holdings`): what
+a scheduler knows is soft, and a restarted one learns it again from its peers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 from prometheus_client import Counter, Gauge
 
 from p2p.auth import ClusterSecret
-from p2p.control import Hello, Holding, Holdings, PeerMessage, SchedulerMessage
+from p2p.control import Hello, Holding, Holdings, PeerMessage, SchedulerMessage, Schedulers
 from p2p.errors import DamselflyError
-from p2p.rendezvous import weight
 from p2p.rpc.channel import open_channel, session_metadata
-from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
+from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto, schedulers_from_proto
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
 from p2p.v1.scheduler_pb2 import Heartbeat
@@ -58,12 +55,17 @@ class Link:
         hello: Hello,
         secret: ClusterSecret | None,
         *,
-        holdings: Callable[[], AsyncIterator[Holding]],
+        holdings: Callable[[Link], AsyncIterator[Holding]],
         on_change: Callable[[], None],
         on_message: Callable[[SchedulerMessage], None],
     ) -> None:
+        """Describe a link; `holdings` are to begin with, `on_change` is called when `connected` or `told` is new."""
         self.address = address
         self.connected = False
+        self.told: tuple[str, ...] = ()
+        """All schedulers there are, by this one's word; none while it knows of no other, or there is no session."""
+        self.name = address
+        """What this scheduler is called among them: versions are shared out by these names."""
         self.tried = asyncio.Event()
         """Set once the first session stands, or could not be had."""
         self._hello = hello
@@ -78,6 +80,14 @@ class Link:
         """Queue a message; dropped while there is no session, since the next one starts with all we hold."""
         if self.connected:
             self._outbox.put_nowait(message)
+
+    def close(self) -> None:
+        """Note that `run` was cancelled, because nobody needs this scheduler any more."""
+        self.tried.set()
+        if self.connected:
+            self.connected, self.told = False, ()
+        _UP.labels(self.address)
+        _UP.remove(self.address)
 
     async def run(self) -> None:
         """Keep a session up, for ever."""
@@ -105,6 +115,8 @@ class Link:
                 if first.WhichOneof("body") != "welcome":
                     raise DamselflyError(f"the scheduler at {self.address} did not welcome this host")
                 heartbeat = first.welcome.heartbeat_milliseconds / 1000
+                if first.welcome.HasField("schedulers"):
+                    self._hear(schedulers_from_proto(first.welcome.schedulers))
                 self._connected()
                 async with TaskScope() as scope:
                     scope.spawn(self._speak(call, heartbeat), name=f"speaking to {self.address}")
@@ -116,13 +128,8 @@ class Link:
                 call.cancel()
 
     async def _speak(self, call: Session, heartbeat: float) -> None:
-        batch: list[Holding] = []
-        async for holding in self._holdings():
-            batch.append(holding)
-            if len(batch) == HOLDINGS_PER_MESSAGE:
-                await self._write(call, peer_message_to_proto(Holdings(tuple(batch), last=False)))
-                batch.clear()
-        await self._write(call, peer_message_to_proto(Holdings(tuple(batch))))
+        async for holdings in batches(self._holdings(self)):
+            await self._write(call, peer_message_to_proto(holdings))
         while True:
             try:
                 async with asyncio.timeout(heartbeat):
@@ -135,8 +142,14 @@ class Link:
         while True:
             async with asyncio.timeout(patience):
                 message = scheduler_message_from_proto(await self._read(call))
-            if message is not None:
+            if isinstance(message, Schedulers):
+                self._hear(message)
+                self._on_change()
+            elif message is not None:
                 self._on_message(message)
+
+    def _hear(self, schedulers: Schedulers) -> None:
+        self.told, self.name = schedulers.addresses, schedulers.own
 
     async def _write(self, call: Session, message: PeerProto) -> None:
         try:
@@ -162,7 +175,7 @@ class Link:
 
     def _disconnected(self) -> None:
         if self.connected:
-            self.connected = False
+            self.connected, self.told = False, ()
             _UP.labels(self.address).set(0)
             _LOST.labels(self.address).inc()
             self._on_change()
@@ -180,39 +193,12 @@ class Link:
             )
 
 
-class Links:
-    """All schedulers of the configuration; a version's messages go to one of those that can be reached."""
-
-    def __init__(self, links: Sequence[Link]) -> None:
-        self._links = tuple(links)
-
-    def of(self, version_id: str) -> str | None:
-        """Return the address of the version's scheduler among those that can be reached, or None."""
-        link = self._link(version_id)
-        return link.address if link else None
-
-    def send(self, version_id: str, message: PeerMessage) -> None:
-        """Send a message to the version's scheduler, or drop it if none can be reached."""
-        if link := self._link(version_id):
-            link.send(message)
-
-    def status(self) -> dict[str, bool]:
-        """Return which schedulers can be reached."""
-        return {link.address: link.connected for link in self._links}
-
-    async def settle(self, seconds: float) -> None:
-        """Return once every scheduler has been tried, after `seconds` at the latest."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                for link in self._links:
-                    await link.tried.wait()
-
-    async def run(self) -> None:
-        """Keep every link up, for ever."""
-        async with asyncio.TaskGroup() as group:
-            for link in self._links:
-                group.create_task(link.run(), name=f"link to {link.address}")
-
-    def _link(self, version_id: str) -> Link | None:
-        connected = (link for link in self._links if link.connected)
-        return max(connected, key=lambda link: weight(link.address, version_id), default=None)
+async def batches(holdings: AsyncIterator[Holding]) -> AsyncIterator[Holdings]:
+    """Yield holdings in messages; the last one may be empty."""
+    batch: list[Holding] = []
+    async for holding in holdings:
+        batch.append(holding)
+        if len(batch) == HOLDINGS_PER_MESSAGE:
+            yield Holdings(tuple(batch), last=False)
+            batch = []
+    yield Holdings(tuple(batch))

@@ -14,8 +14,9 @@ from aiohttp import web
 
 from p2p.auth import ClusterSecret, is_loopback, require_secret
 from p2p.config import Address
-from p2p.control import Allowance, Hello, SchedulerMessage, Seeds
+from p2p.control import Allowance, Hello, SchedulerMessage, Schedulers, Seeds
 from p2p.daemon import StopSignals, bound, listen, run_daemon
+from p2p.dns import DnsName
 from p2p.errors import ConfigError, StoreError
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
@@ -24,7 +25,8 @@ from peer.download.transfer import Transfers, TransferSettings
 from peer.fetches import Fetches
 from peer.hostapi import HostApi
 from peer.http import application
-from peer.link import Link, Links
+from peer.link import Link
+from peer.links import Links
 from peer.proxy.credentials import require_guarded
 from peer.proxy.intercept import require_authority
 from peer.proxy.server import ProxyServer
@@ -58,7 +60,7 @@ class PeerSettings:
     """Everything a peer daemon can be told; each default runs as it is. Sizes in bytes, times in seconds."""
 
     data_dir: Path
-    schedulers: tuple[Address, ...] = (Address("127.0.0.1", 8002),)
+    schedulers: tuple[Address | DnsName, ...] = (Address("127.0.0.1", 8002),)
     seed: bool = False
     proxy: Address = Address("127.0.0.1", 65001)
     pieces: Address = Address("127.0.0.1", 65002)
@@ -148,7 +150,7 @@ async def _run(
             seeds.told(message)
         elif isinstance(message, Allowance):
             governor.told(message)
-        else:
+        elif not isinstance(message, Schedulers):
             tasks.told(message)
 
     def changed() -> None:
@@ -158,17 +160,13 @@ async def _run(
     try:
         async with TaskScope() as scope:
             links = Links(
-                [
-                    Link(
-                        str(address),
-                        hello,
-                        secret,
-                        holdings=store.holdings,
-                        on_change=changed,
-                        on_message=heard,
-                    )
-                    for address in settings.schedulers
-                ]
+                settings.schedulers,
+                lambda address: Link(
+                    address, hello, secret, holdings=links.owned, on_change=links.changed, on_message=heard
+                ),
+                holdings=lambda: tasks.holdings(),
+                on_change=changed,
+                on_returned=lambda name: tasks.scheduler_returned(name),
             )
             tasks = TaskManager(store, transfers, links, scope, secret=secret, seed=settings.seed)
             managers.append(tasks)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -23,6 +23,7 @@ from p2p.control import (
     Assignment,
     Condemned,
     Dropped,
+    Holding,
     PeerMessage,
     Source,
     Verify,
@@ -31,6 +32,7 @@ from p2p.digests import ExpectedDigest
 from p2p.errors import ChecksumMismatchError, DamselflyError, DigestMismatchError, StoppingError, StoreError
 from p2p.identity import Store as StoreKind
 from p2p.identity import Task, identify
+from p2p.pieces import Bitmap
 from p2p.ranges import ByteRange
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
@@ -59,6 +61,9 @@ class Schedulers(Protocol):
 
     def send(self, version_id: str, message: PeerMessage) -> None:
         """Send a message to the version's scheduler, or drop it if there is none."""
+
+    def left(self, name: str, version_id: str) -> None:
+        """Have the scheduler that a version had before plan no more of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +261,25 @@ class TaskManager:
         for version_id, download in tuple(self._downloads.items()):
             scheduler = self._schedulers.of(version_id)
             if scheduler != download.scheduler:
-                download.scheduler = scheduler
+                before, download.scheduler = download.scheduler, scheduler
+                if before and scheduler:
+                    self._schedulers.left(before, version_id)
                 download.dispatch(SchedulerUp() if scheduler else SchedulerDown())
+
+    def scheduler_returned(self, name: str) -> None:
+        """Tell the downloads of a scheduler that it knows nothing of them any more."""
+        for download in tuple(self._downloads.values()):
+            if download.scheduler == name:
+                download.dispatch(SchedulerUp())
+
+    async def holdings(self) -> AsyncIterator[Holding]:
+        """Yield what is held here, and what is just being fetched from origins, for the schedulers."""
+        fetching = {name: spans for name, download in self._downloads.items() if (spans := download.at_origin)}
+        async for holding in self._store.holdings():
+            yield replace(holding, fetching=fetching.pop(holding.version.id, ()))
+        for version_id, spans in fetching.items():
+            if download := self._downloads.get(version_id):
+                yield Holding(download.entry.version, Bitmap(download.entry.layout.count), (), spans)
 
     async def status(self, task_id: str) -> tuple[TaskStatus, ...]:
         """Return what this host has of a task, a row a version."""

@@ -133,8 +133,8 @@ def scheduler_message_to_proto(message: SchedulerMessage) -> pb.SchedulerMessage
         case Seeds(hosts):
             seeds = [pb.SeedHost(host_id=seed.host_id, address=seed.address) for seed in hosts]
             return pb.SchedulerMessage(seeds=pb.Seeds(hosts=seeds))
-        case Schedulers(own, addresses):
-            return pb.SchedulerMessage(schedulers=pb.Schedulers(own=own, addresses=addresses))
+        case Schedulers():
+            return pb.SchedulerMessage(schedulers=schedulers_to_proto(message))
         case Verify(version_id):
             return pb.SchedulerMessage(verify=pb.Verify(version_id=version_id))
         case Condemned(version_id, reason):
@@ -159,9 +159,7 @@ def scheduler_message_from_proto(message: pb.SchedulerMessage) -> SchedulerMessa
         case "seeds":
             return Seeds(tuple(map(_seed_from_proto, bounded(message.seeds.hosts, "seeds.hosts"))))
         case "schedulers":
-            own = matching(_ADDRESS, message.schedulers.own, "schedulers.own")
-            addresses = bounded(message.schedulers.addresses, "schedulers.addresses")
-            return Schedulers(own, tuple(matching(_ADDRESS, each, "schedulers.addresses") for each in addresses))
+            return schedulers_from_proto(message.schedulers)
         case "verify":
             return Verify(matching(_VERSION_ID, message.verify.version_id, "verify.version_id"))
         case "condemned":
@@ -173,6 +171,18 @@ def scheduler_message_from_proto(message: pb.SchedulerMessage) -> SchedulerMessa
             return None
         case body:
             raise BadRequestError(f"a scheduler's message with the body {body!r} in the middle of a session")
+
+
+def schedulers_to_proto(schedulers: Schedulers) -> pb.Schedulers:
+    """Return the protobuf of who schedules; it stands in a Welcome as well."""
+    return pb.Schedulers(own=schedulers.own, addresses=schedulers.addresses)
+
+
+def schedulers_from_proto(schedulers: pb.Schedulers) -> Schedulers:
+    """Return who schedules. Raises BadRequestError."""
+    own = matching(_ADDRESS, schedulers.own, "schedulers.own")
+    addresses = bounded(schedulers.addresses, "schedulers.addresses")
+    return Schedulers(own, tuple(matching(_ADDRESS, each, "schedulers.addresses") for each in addresses))
 
 
 def _assignment_to_proto(assignment: Assignment) -> pb.Assignment:

@@ -585,17 +585,23 @@ class Welcome(_message.Message):
 
     SCHEDULER_ID_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    SCHEDULERS_FIELD_NUMBER: _builtins.int
     scheduler_id: _builtins.str
     heartbeat_milliseconds: _builtins.int
+    @_builtins.property
+    def schedulers(self) -> Global___Schedulers:
+        """absent where there is one"""
+
     def __init__(
         self,
         *,
         scheduler_id: _builtins.str = ...,
         heartbeat_milliseconds: _builtins.int = ...,
+        schedulers: Global___Schedulers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schedulers", b"schedulers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_milliseconds", b"heartbeat_milliseconds", "scheduler_id", b"scheduler_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_milliseconds", b"heartbeat_milliseconds", "scheduler_id", b"scheduler_id", "schedulers", b"schedulers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -829,7 +835,7 @@ Global___SeedHost: _TypeAlias = SeedHost  # noqa: Y015
 
 @_typing.final
 class Schedulers(_message.Message):
-    """All schedulers; at the start of a session and whenever one comes or goes. Absent where there is one."""
+    """All schedulers: in the welcome, and whenever one comes or goes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

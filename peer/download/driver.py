@@ -127,6 +127,7 @@ class Download:
             paces=paces,
         )
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._at_origin: dict[int, Span] = {}
         self._errors: dict[int, DamselflyError] = {}
         self._last_origin_error: DamselflyError | None = None
         self._waiters: dict[int, Callable[[DamselflyError], None]] = {}
@@ -139,6 +140,12 @@ class Download:
         self._failure: DamselflyError | None = None
         self.closed = False
         entry.retain()
+
+    @property
+    def at_origin(self) -> tuple[Span, ...]:
+        """The pieces that are being fetched from the origin now."""
+        under_way = Bitmap(self.entry.layout.count, tuple(self._at_origin.values()))
+        return (under_way - self.entry.landed).spans()
 
     def join(self, spans: tuple[Span, ...], source: Source, fail: Callable[[DamselflyError], None]) -> int:
         """Want `spans` for a reader; `fail` is called when no way is left. Returns the number to `leave` with."""
@@ -176,6 +183,8 @@ class Download:
         match command:
             case StartTransfer():
                 name = f"transfer {command.transfer} of {self.entry.version.id}"
+                if command.source is not None:
+                    self._at_origin[command.transfer] = command.span
                 task = self._tasks[command.transfer] = self._scope.spawn(self._transfer(command), name=name)
                 task.add_done_callback(lambda _: self._over(command, None))
             case AbortTransfer(transfer):
@@ -258,6 +267,7 @@ class Download:
         """Tell the core that a transfer is over; once, also when it was aborted before it ever ran."""
         if self._tasks.pop(command.transfer, None) is None:
             return
+        self._at_origin.pop(command.transfer, None)
         reason = None if error is None else failure_reason(error)
         if error is not None and reason is not None:
             self._errors[command.transfer] = error

@@ -123,6 +123,9 @@ class Schedulers:
         self.told.append(message)
         self.heard.set()
 
+    def left(self, name: str, version_id: str) -> None:
+        self.told.append(Unwant(version_id))
+
     def last(self, kind: type[PeerMessage]) -> PeerMessage | None:
         return next((message for message in reversed(self.told) if isinstance(message, kind)), None)
 
