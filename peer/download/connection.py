@@ -1,6 +1,6 @@
 """One blocking HTTP/1.1 connection for a worker thread.
 
-Blocking, because a thread that reads, hashes and writes 256 KiB at a time, each step without the GIL and the bytes
+Blocking, because a thread that reads, hashes and writes a buffer at a time, each step without the GIL and the bytes
 still in the CPU's cache, costs less than anything that hands buffers over to the event loop and back. The request is
 written octet by octet; the answer's head and framing are `http.client`'s.
 """
@@ -12,6 +12,7 @@ import io
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,15 @@ from p2p.telemetry import REGISTRY
 
 DRAINED_BYTES = 64 * 1024
 """A refusal's body up to this long is read to its end, so that the connection can be kept."""
+
+PATIENT_SECONDS = 0.05
+"""A read of the body waits in the kernel for all that it asked for, if that takes no longer at the rate of the last
+one: each wake-up of a thread costs several times what is done with the bytes, and takes the GIL from another."""
+
+LOW_WATER_BYTES = 96 * 1024
+"""Such a read is woken for no less, as long as more than that is sure to come."""
+
+_HEAD_BUFFER_BYTES = 8192
 
 _CONNECTIONS = Counter(
     "damselfly_transfer_exchanges",
@@ -142,11 +152,15 @@ class _Incoming(io.RawIOBase):
         self._socket = sock
         self._limits = limits
         self._progress = progress
+        self._low_water = 1
+        self._soon = 0.0
         self.received = 0
+        self.coming = 0
+        """How many bytes the other side is sure to send if nothing breaks; the reader of the body says so."""
         self.expect_body()
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
+        return io.BufferedReader(self, _HEAD_BUFFER_BYTES)
 
     def readable(self) -> bool:
         return True
@@ -156,15 +170,31 @@ class _Incoming(io.RawIOBase):
         self._pace = Pace(self._limits, now=time.monotonic())
 
     def readinto(self, buffer: Any) -> int:
+        began = time.monotonic()
         # The wait for the answer began when its request was sent.
-        self._progress.waiting_since = min(self._progress.waiting_since, time.monotonic())
-        count = self._socket.recv_into(buffer)
+        self._progress.waiting_since = min(self._progress.waiting_since, began)
+        count = self._socket.recv_into(buffer, 0, self._flags(len(buffer)))
         now = time.monotonic()
+        self._soon = PATIENT_SECONDS * count / max(now - began, 1e-6)
         self.received += count
         self._progress.got(count, now)
         if count and not self._pace.note(count, now=now):
             raise StalledError(f"less than {self._limits.floor_bytes_per_second:g} bytes a second came")
         return count
+
+    def _flags(self, size: int) -> int:
+        """Return how the next `size` bytes are to be received, and say to the kernel what to wake this thread for."""
+        if not LOW_WATER_BYTES < size <= min(self._soon, self.coming) or isinstance(self._socket, ssl.SSLSocket):
+            self._wake_for(1)
+            return 0
+        # A mark that what is still to come might not reach would be waited for until the deadline.
+        self._wake_for(LOW_WATER_BYTES if self.coming - size >= LOW_WATER_BYTES else 1)
+        return socket.MSG_WAITALL
+
+    def _wake_for(self, count: int) -> None:
+        if count != self._low_water:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+            self._low_water = count
 
 
 class Connection:
@@ -210,7 +240,7 @@ class Connection:
                 raise StaleError(str(error)) from None
             raise
         incoming.expect_body()
-        return Answer(self, response)
+        return Answer(self, response, incoming)
 
     def _connect(self, addresses: Sequence[AddressInfo]) -> None:
         deadline = time.monotonic() + self._limits.connect_seconds
@@ -232,7 +262,7 @@ class Connection:
                     )
                     self._attach(sock)
                     sock.do_handshake()
-                sock.settimeout(self._limits.stall_seconds)
+                self._set_deadline(sock)
             except (OSError, ValueError) as error:  # ValueError: a name that cannot be in a certificate
                 self.close()
                 self.unreachable.append(address)
@@ -241,6 +271,16 @@ class Connection:
                 return
         self._check_aborted()
         raise ConnectError(f"no connection: {reason}")
+
+    def _set_deadline(self, sock: socket.socket) -> None:
+        if isinstance(sock, ssl.SSLSocket):
+            sock.settimeout(self._limits.stall_seconds)
+            return
+        # The kernel's own deadline: Python's costs a poll before every read, and cannot wait for a whole buffer.
+        sock.settimeout(None)
+        seconds, rest = divmod(max(self._limits.stall_seconds, 0.001), 1)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(rest * 1e6)))
 
     def _attach(self, sock: socket.socket) -> None:
         with self._lock:
@@ -267,7 +307,7 @@ class Connection:
             self._check_aborted()
             if isinstance(error, ExchangeError):
                 raise
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError | BlockingIOError):
                 raise StalledError(f"nothing came for {self._limits.stall_seconds:g} s") from None
             raise BrokenError(f"the connection broke: {_reason(error)}") from None
 
@@ -299,11 +339,12 @@ class Connection:
 class Answer:
     """An answer whose head has been read. Used by one thread, and closed by it."""
 
-    def __init__(self, connection: Connection, response: http.client.HTTPResponse) -> None:
+    def __init__(self, connection: Connection, response: http.client.HTTPResponse, incoming: _Incoming) -> None:
         self.status = response.status
         self.headers = tuple(response.getheaders())
         self._connection = connection
         self._response = response
+        self._incoming = incoming
         self._failure: ExchangeError | None = None
 
     def read(self, view: memoryview) -> int:
@@ -330,6 +371,9 @@ class Answer:
         if not response.length:
             count = response.readinto(view)  # chunks, or up to the end of the connection
         else:
+            # What is in the buffer of `fp` counts as well: then a little less is sure to come, which the low-water mark
+            # must not rely on.
+            self._incoming.coming = max(0, response.length - _HEAD_BUFFER_BYTES)
             # Its own `readinto` would lose what had come when the connection broke.
             count = response.fp.readinto1(view[: response.length])
             response.length -= count

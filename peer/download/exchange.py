@@ -1,7 +1,7 @@
 """Exchanges: one request and the landing of its answer, on one connection, in one worker thread.
 
 The event loop decides (which connection, which address) and a thread does the work: send the request, judge the answer
-before a byte of it is written, then read, hash and write 256 KiB at a time.
+before a byte of it is written, then read, hash and write a buffer at a time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from peer.source.fields import Fields
 from peer.source.guard import Resolver
 from peer.source.trust import Trust
 
-BUFFER_BYTES = WRITE_BYTES
-"""A worker's buffer: it stays in the CPU's second-level cache between the socket, the hash and the file."""
+BUFFER_BYTES = 4 * WRITE_BYTES
+"""A worker's buffer. Each step that leaves the GIL has to take it again, from one of many threads: that costs more than
+what a buffer that fits into the second-level cache would save."""
 
 T = TypeVar("T")
 Judge = Callable[[int, Fields, Callable[[], bytes]], T | None]
@@ -113,7 +114,7 @@ class Exchanges:
         async with self._workers:
             addresses = await self._look_up(request, rivalry.avoid)
             connection = self._connection(request)
-            buffer = memoryview(bytearray(min(BUFFER_BYTES, len(rivalry.wanted))))
+            buffer = memoryview(bytearray(min(WRITE_BYTES, len(rivalry.wanted))))
             opened: list[Answer] = []
 
             def first_bytes() -> T | int:

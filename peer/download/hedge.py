@@ -63,90 +63,92 @@ class _Outcome(Generic[T]):
         return self.value
 
 
-async def hedged(ask: Ask[T], landing: Landing, patience: Patience) -> T | None:
-    """Make a request with `ask(progress, None)`, and hedge it when it outlasts the origin's `patience`.
+@dataclass(frozen=True, slots=True)
+class _Runner(Generic[T]):
+    """A request that is under way, and how it gets on."""
 
-    Returns and raises what the request does that won.
+    task: asyncio.Task[_Outcome[T]]
+    progress: Progress
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long nothing has come; 0 while nothing is waited for."""
+        since = self.progress.waiting_since
+        return 0.0 if isinf(since) else time.monotonic() - since
+
+    async def end(self) -> None:
+        self.task.cancel()
+        await asyncio.wait((self.task,))
+
+
+async def hedged(ask: Ask[T], landing: Landing, patience: Patience) -> T | None:
+    """Make a request with `ask(progress, None)`, and hedge it whenever it outlasts the origin's `patience`.
+
+    A hedge that has won is watched like the request whose place it took. Returns and raises what the request does that
+    is left in the end.
     """
     patience.asked()
     async with TaskScope() as scope:
-        outcome = await _first_to_deliver(ask, landing, patience, scope)
+        progress = Progress()
+        first = scope.spawn(_Outcome.of(ask(progress, None)), name="request to an origin")
+        runner = _Runner(first, progress)
+        while not runner.task.done():
+            limit = patience.limit(runner.progress)
+            waited = runner.silent_seconds
+            # At once, when the limit is over and no hedge is to be had, would be a busy loop.
+            await asyncio.wait((runner.task,), timeout=limit - waited if waited < limit else limit / 2)
+            if runner.task.done():
+                break
+            silent = runner.silent_seconds
+            stalled = silent >= patience.limit(runner.progress)
+            if (stalled or patience.is_straggler(runner.progress)) and patience.spend(silent) and landing.wanted:
+                runner = await _Race(ask, landing, patience, runner).run(scope, stalled=stalled)
+    outcome = runner.task.result()
+    if outcome.error is None and outcome.value is None:
+        patience.ended(runner.progress)
     return outcome.get()
 
 
-async def _first_to_deliver(ask: Ask[T], landing: Landing, patience: Patience, scope: TaskScope) -> _Outcome[T]:
-    progress = Progress()
-    first = scope.spawn(_Outcome.of(ask(progress, None)), name="request to an origin")
-    while True:
-        limit = patience.limit(progress)
-        waited = 0.0 if isinf(progress.waiting_since) else time.monotonic() - progress.waiting_since
-        # At once, when the limit is over and no hedge is to be had, would be a busy loop.
-        await asyncio.wait((first,), timeout=limit - waited if waited < limit else limit / 2)
-        if first.done():
-            outcome = first.result()
-            if outcome.error is None and outcome.value is None:
-                patience.ended(progress)
-            return outcome
-        stalled = time.monotonic() - progress.waiting_since >= patience.limit(progress)
-        if (stalled or patience.is_straggler(progress)) and patience.spend():
-            race = _Race(ask, landing, patience, first, progress)
-            won = await race.run(scope, stalled=stalled)
-            if won is not None:
-                return won
-
-
 class _Race(Generic[T]):
-    """One hedge against the request that it was made for."""
+    """One hedge against the request that it is made for."""
 
-    def __init__(
-        self,
-        ask: Ask[T],
-        landing: Landing,
-        patience: Patience,
-        first: asyncio.Task[_Outcome[T]],
-        progress: Progress,
-    ) -> None:
+    def __init__(self, ask: Ask[T], landing: Landing, patience: Patience, first: _Runner[T]) -> None:
         self._ask = ask
-        self._landing = landing
         self._patience = patience
         self._first = first
-        self._progress = progress
-        self._claimed = False
+        self._claimed = asyncio.Event()
+        self._rivalry = Rivalry(landing.wanted, first.progress.address, self._claim, self._wasted)
 
-    async def run(self, scope: TaskScope, *, stalled: bool) -> _Outcome[T] | None:
-        """Return what became of the hedge if it won, and None if the first request is to go on.
+    async def run(self, scope: TaskScope, *, stalled: bool) -> _Runner[T]:
+        """Return the one of the two that goes on; the other has ended.
 
         A request that `stalled` wins by any byte that comes before the hedge's first; one that is merely slow does not.
+        A hedge that is itself silent for too long has lost.
         """
-        seen = self._progress.received
-        wanted = self._landing.wanted
-        if not wanted:
-            return None
+        seen = self._first.progress.received
         progress = Progress()
-        rivalry = Rivalry(wanted, self._progress.address, self._claim, self._wasted)
-        hedge = scope.spawn(_Outcome.of(self._ask(progress, rivalry)), name="hedge of a request to an origin")
-        while not hedge.done():
-            await asyncio.wait((hedge,), timeout=POLL_SECONDS)
-            over = self._first.done() or (stalled and self._progress.received > seen)
-            if over and not self._claimed and not hedge.done():
-                hedge.cancel()
-                await asyncio.wait((hedge,))
+        task = scope.spawn(_Outcome.of(self._ask(progress, self._rivalry)), name="hedge of a request to an origin")
+        hedge = _Runner(task, progress)
+        while not (task.done() or self._claimed.is_set()):
+            await asyncio.wait((task,), timeout=POLL_SECONDS)
+            over = self._first.task.done() or (stalled and self._first.progress.received > seen)
+            if over or hedge.silent_seconds >= self._patience.limit(progress):
+                if self._claimed.is_set() or task.done():
+                    break
+                await hedge.end()
                 self._wasted(progress.received)
                 _HEDGES.labels("lost").inc()
-                return None
-        if not self._claimed:
+                return self._first
+        if not self._claimed.is_set():
             _HEDGES.labels("failed").inc()
-            return None
-        outcome = hedge.result()
-        if outcome.error is None:
-            self._patience.ended(progress)
-        return outcome
+            return self._first
+        await asyncio.wait((self._first.task,))
+        return hedge
 
     async def _claim(self) -> None:
-        self._claimed = True
+        self._claimed.set()
         _HEDGES.labels("won").inc()
-        self._first.cancel()
-        await asyncio.wait((self._first,))
+        await self._first.end()
 
     def _wasted(self, count: int) -> None:
         self._patience.wasted(count)

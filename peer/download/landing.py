@@ -8,6 +8,7 @@ from typing import Protocol
 
 from p2p.digests import Buffer, Hasher, piece_hasher
 from p2p.errors import CorruptPieceError
+from p2p.pagecache import WRITE_BYTES
 from p2p.pieces import PieceLayout, Span
 from p2p.ranges import ByteRange
 from p2p.versions import Version
@@ -101,7 +102,8 @@ class Landing:
 
     def _take(self, data: memoryview) -> None:
         # Written first: when that fails, what was hashed still ends where the file does.
-        self._target.write(self.offset, data)
+        for start in range(0, len(data), WRITE_BYTES):
+            self._target.write(self.offset + start, data[start : start + WRITE_BYTES])
         self._hasher.update(data)
         if self._checksums is not None:
             self._checksum = self._checksums.update(data, self._checksum)

@@ -86,8 +86,10 @@ class Patience:
             return False
         return progress.received / progress.waited < median(self._rates) / SLOW
 
-    def spend(self) -> bool:
-        """Take leave for one hedge, if there is any left."""
+    def spend(self, silent_seconds: float) -> bool:
+        """Take leave for one hedge, if there is any left; a request that has been silent for very long needs none."""
+        if silent_seconds >= LONGEST_SECONDS:
+            return True
         if self._hedges < 1 or self._wasted > WASTE_ALLOWANCE + WASTE_SHARE * self._useful:
             return False
         self._hedges -= 1

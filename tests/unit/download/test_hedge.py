@@ -109,6 +109,28 @@ async def test_an_answer_that_stalls_goes_on_elsewhere_at_the_first_missing_byte
     assert 0 < second <= 300 * KIB
 
 
+async def test_a_hedge_that_has_won_and_stalls_is_itself_made_again(target: FileTarget) -> None:
+    won = hedges("won")
+    first, second = cut(250 * KIB + 17, StallError), cut(300 * KIB + 5, StallError)
+    async with serving(*[sound] * ENOUGH, first, second, sound) as server, taught(server, target) as transfers:
+        pieces = await fetch(transfers, target, server)
+    assert pieces == list(enumerate(DIGESTS))
+    assert target.holds(EVERYTHING)
+    assert hedges("won") == won + 2
+    starts = [request.wanted.start for request in server.requests]
+    assert starts == sorted(starts)
+    assert len(starts) == 3
+
+
+async def test_a_hedge_without_an_answer_gives_its_place_to_another(target: FileTarget) -> None:
+    lost = hedges("lost")
+    async with serving(*[sound] * ENOUGH, silent, silent, sound) as server, taught(server, target) as transfers:
+        pieces = await fetch(transfers, target, server)
+    assert pieces == list(enumerate(DIGESTS))
+    assert target.holds(EVERYTHING)
+    assert hedges("lost") == lost + 1
+
+
 async def test_whoever_delivers_first_wins(target: FileTarget) -> None:
     lost, asked = hedges("lost"), asyncio.Event()
 
@@ -182,16 +204,23 @@ def test_hedges_are_a_small_share_of_requests() -> None:
     hedged = 0
     for _ in range(1000):
         patience.asked()
-        hedged += patience.spend()
+        hedged += patience.spend(0.0)
     assert 90 <= hedged <= 101
+
+
+def test_what_has_been_silent_for_very_long_needs_no_leave() -> None:
+    patience = Patience()
+    patience.wasted(2 * 1024 * 1024)
+    assert not patience.spend(LONGEST_SECONDS - 0.1)
+    assert patience.spend(LONGEST_SECONDS)
 
 
 def test_hedges_end_when_they_waste_what_they_bring() -> None:
     patience = Patience()
     patience.wasted(2 * 1024 * 1024)
-    assert not patience.spend()
+    assert not patience.spend(0.0)
     patience.ended(Progress(received=1 << 30))
-    assert patience.spend()
+    assert patience.spend(0.0)
 
 
 def test_a_straggler_is_far_slower_than_the_others() -> None:
