@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import back_source, origin, scheduler
-from bench.back_source_report import Bar as Asked
+from bench import back_source, fanout_command, origin, scheduler
 from bench.back_source_report import Result as OriginResult
 from bench.back_source_report import summarise as summarise_origin
+from bench.console import print_bars, shown, told_to_the_user
 from bench.ground import EXTERNAL, ExternalGround, embedded_ground
 from bench.hits import Result, measure
 from bench.proxy import Result as ProxyResult
@@ -25,7 +21,7 @@ from bench.report import Bar, ChartsUnavailableError, bar_chart, write_json
 from bench.scheduler_report import summarise as summarise_scheduler
 from bench.sim import command as sim
 from p2p.config import parse_duration, parse_size
-from p2p.errors import ConfigError, DamselflyError
+from p2p.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +33,7 @@ app = typer.Typer(
 )
 app.command("serve-origin")(origin.main)
 app.command("sim")(sim.main)
+app.command("fanout")(fanout_command.main)
 
 _LABELS = {
     "direct": "Direct",
@@ -67,7 +64,7 @@ def hits(
 
     By default on an origin and a cluster (scheduler, seed, two peers) started for it and removed afterwards.
     """
-    with _told_to_the_user():
+    with told_to_the_user():
         result = _measure(parse_size(size), objects, origin_profile, url, proxy or [])
     _print(result)
     write_json(json, result.figures())
@@ -95,7 +92,7 @@ def proxy(
     json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench-proxy.json"),
 ) -> None:
     """Load a peer with requests for one small object that it holds, and nginx and squid with the same ones."""
-    with _told_to_the_user(), Console(stderr=True).status("starting") as status:
+    with told_to_the_user(), Console(stderr=True).status("starting") as status:
         result = measure_proxies(
             size=parse_size(size),
             connections=connections,
@@ -117,7 +114,7 @@ def back_to_source(
     json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench-origin.json"),
 ) -> None:
     """Read fresh objects from one origin: by seeds, also while it fails, by plain connections, curl and s5cmd."""
-    with _told_to_the_user(), Console(stderr=True).status("starting") as status:
+    with told_to_the_user(), Console(stderr=True).status("starting") as status:
         profile = origin.profile_named(origin_profile).name
         if parse_size(size) < back_source.LEAST_BYTES:
             raise ConfigError(f"--size {size}: too small to time; take {back_source.LEAST_BYTES} bytes or more")
@@ -143,28 +140,13 @@ def one_scheduler(
 ) -> None:
     """Load a scheduler's core, and a scheduler process on one core, with what many hosts say."""
     plan = scheduler.Plan.of(scale=scale, seconds=seconds)
-    with _told_to_the_user(), Console(stderr=True).status("starting") as status:
+    with told_to_the_user(), Console(stderr=True).status("starting") as status:
         result = summarise_scheduler(plan, scheduler.measure(plan, rounds=rounds, progress=status.update))
     console = Console()
     console.print(result.table())
-    _print_bars(console, result.bars)
+    print_bars(console, result.bars)
     write_json(json, result.figures())
     typer.echo(f"wrote {json}")
-
-
-@contextmanager
-def _told_to_the_user() -> Iterator[None]:
-    """End with a line that says why, and a status (2 for a setting that cannot work), and on SIGTERM in good order."""
-    # Unwinds the stack, so that the daemons go down with this process.
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    except (DamselflyError, OSError) as error:
-        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
-            typer.echo(line, err=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _print_proxies(result: ProxyResult) -> None:
@@ -194,7 +176,7 @@ def _print_proxies(result: ProxyResult) -> None:
 def _print_origin(result: OriginResult) -> None:
     console = Console()
     table = Table(
-        title=f"Going to the origin for {_shown(result.object_bytes)}, profile {result.profile} "
+        title=f"Going to the origin for {shown(result.object_bytes)}, profile {result.profile} "
         f"({'median of ' if result.rounds > 1 else ''}{result.rounds})",
         box=None,
         collapse_padding=True,
@@ -236,7 +218,7 @@ def _print_origin(result: OriginResult) -> None:
     console.print(
         f"Ceiling: {result.ceiling_bytes_per_second / 1e9:.2f} GB/s, of the profile and this machine together."
     )
-    _print_bars(console, result.bars)
+    print_bars(console, result.bars)
     busiest = {run.name: run.busiest_second_requests for run in result.runs}
     console.print(
         f"Requests a second while all are refused: {result.wall_requests_per_second:.1f}; "
@@ -245,17 +227,6 @@ def _print_origin(result: OriginResult) -> None:
     for run in result.runs:
         for error in sorted(set(run.errors)):
             console.print(f"{run.name}, {run.errors.count(error)} of {result.rounds}: {error}")
-
-
-def _print_bars(console: Console, bars: Sequence[Asked]) -> None:
-    for bar in bars:
-        value = "not measured" if bar.value is None else f"{bar.value:.3f}" if bar.value < 100 else f"{bar.value:,.0f}"
-        bound = f"at least {bar.least:g}" if bar.least is not None else f"at most {bar.most:g}"
-        console.print(f"{bar.name}: {value} ({bound}: {'met' if bar.met else 'missed'})")
-
-
-def _shown(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
 
 
 def _measure(size: int, objects: int, profile: str, url: str | None, proxies: list[str]) -> Result:
@@ -323,7 +294,7 @@ def _print(result: Result) -> None:
 
 def _title(result: Result) -> str:
     where = "own store and cluster" if result.profile == EXTERNAL else f"origin profile {result.profile}"
-    return f"Reading {_shown(result.object_bytes)}, {where}\n(median of {result.objects})"
+    return f"Reading {shown(result.object_bytes)}, {where}\n(median of {result.objects})"
 
 
 def _bars(result: Result) -> list[Bar]:

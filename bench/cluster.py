@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,8 +73,21 @@ class Watcher(Protocol):
         """Hear of a cluster whose daemons have all ended, and whose directory is still there."""
 
 
+class Placement(Protocol):
+    """Where a cluster's daemons run, if that is not simply here."""
+
+    def command(self, name: str) -> Sequence[str]:
+        """Return the words before the command of the daemon called `name`."""
+
+    def addresses(self, name: str) -> Mapping[str, str]:
+        """Return what it listens on ("host:port"), by kind."""
+
+    def inside(self, name: str) -> AbstractContextManager[None]:
+        """Return what this thread enters to make connections to the daemon."""
+
+
 class LocalCluster:
-    """Runs `scheduler`, `seed-1`, …, `peer-1`, …: a context manager; entering waits until all are ready."""
+    """Runs `scheduler`, `scheduler-2`, …, `seed-1`, …, `peer-1`, …: a context manager; entering waits for all."""
 
     watchers: ClassVar[list[Watcher]] = []
 
@@ -82,10 +96,12 @@ class LocalCluster:
         *,
         peers: int = 2,
         seeds: int = 1,
+        schedulers: int = 1,
         directory: Path | None = None,
         default_ports: bool = False,
         arguments: Mapping[str, Sequence[str]] | None = None,
         program: Sequence[str] = DAMSELFLY,
+        placement: Placement | None = None,
         ready_seconds: float = 60.0,
         echo: Callable[[str], None] | None = None,
     ) -> None:
@@ -93,13 +109,18 @@ class LocalCluster:
 
         `directory` holds the secret, the data and the logs and is kept; without it a temporary one is used. With
         `default_ports` the scheduler and peer-1 listen on the documented ports. `arguments` adds flags by name or by
-        role. `program` is the command that the daemons' subcommands are given to. `echo` gets every log line.
+        role. `program` is the command that the daemons' subcommands are given to. `placement` says where each runs;
+        without it, here, on loopback. `echo` gets every log line.
         """
         self._names: dict[str, Role] = {SCHEDULER: "scheduler"}
+        self._names |= {f"{SCHEDULER}-{number}": "scheduler" for number in range(2, schedulers + 1)}
         self._names |= {f"seed-{number}": "seed" for number in range(1, seeds + 1)}
         self._names |= {f"peer-{number}": "peer" for number in range(1, peers + 1)}
         self._given_directory = directory
         self._ports: dict[str, Mapping[str, str]] = dict(_DEFAULT_PORTS) if default_ports else {}
+        if placement is not None:
+            self._ports |= {name: placement.addresses(name) for name in self._names}
+        self._placement = placement
         self._arguments = arguments or {}
         self.program = tuple(program)
         self._ready_seconds = ready_seconds
@@ -120,8 +141,8 @@ class LocalCluster:
             self.secret = ClusterSecret.load_or_create(self.secret_file)
             stack.callback(self._stop_all)
             deadline = time.monotonic() + self._ready_seconds
-            self._start([SCHEDULER], deadline)
-            self._start([name for name in self._names if name != SCHEDULER], deadline)
+            self._start([name for name, role in self._names.items() if role == "scheduler"], deadline)
+            self._start([name for name, role in self._names.items() if role != "scheduler"], deadline)
             self._stack = stack.pop_all()
         return self
 
@@ -158,6 +179,13 @@ class LocalCluster:
         self._start([name], time.monotonic() + self._ready_seconds)
         return self._daemons[name]
 
+    def add_scheduler(self) -> Daemon:
+        """Start one more scheduler, which nobody but the other schedulers is told of."""
+        name = f"{SCHEDULER}-{1 + sum(role == 'scheduler' for role in self._names.values())}"
+        self._names[name] = "scheduler"
+        self._start([name], time.monotonic() + self._ready_seconds)
+        return self._daemons[name]
+
     def terminate(self) -> None:
         """Send SIGTERM to every daemon and return: the first lets it drain, a second ends it at once."""
         for daemon in self._daemons.values():
@@ -175,7 +203,7 @@ class LocalCluster:
                 continue
             token = self.secret.sign("admin", "bench", now=time.time())
             connection = http.client.HTTPConnection(daemon.addresses["http"], timeout=_STOP_SECONDS)
-            with contextlib.closing(connection):
+            with contextlib.closing(connection), self._inside(daemon.name):
                 connection.request("DELETE", f"/v1/tasks/{task_id}", headers={"Authorization": authorization(token)})
                 response = connection.getresponse()
                 answer = response.read()
@@ -209,7 +237,8 @@ class LocalCluster:
     def _command(self, name: str) -> list[str]:
         role = self._names[name]
         ports = self._ports.get(name, {})
-        command = [*self.program, "scheduler" if role == "scheduler" else "peer"]
+        before = self._placement.command(name) if self._placement else ()
+        command = [*before, *self.program, "scheduler" if role == "scheduler" else "peer"]
         if role == "seed":
             command.append("--seed")
         for kind, flag in _LISTEN_FLAGS[role].items():
@@ -220,9 +249,14 @@ class LocalCluster:
             command += ["--state-dir", directory]
         else:
             # Host ids are given because all these hosts are one machine.
-            command += ["--scheduler", self._daemons[SCHEDULER].addresses["grpc"]]
+            for daemon in self._daemons.values():
+                if daemon.role == "scheduler":
+                    command += ["--scheduler", daemon.addresses["grpc"]]
             command += ["--data-dir", directory, "--host-id", name]
         return [*command, *self._arguments.get(role, ()), *(self._arguments.get(name, ()) if name != role else ())]
+
+    def _inside(self, name: str) -> AbstractContextManager[None]:
+        return self._placement.inside(name) if self._placement else contextlib.nullcontext()
 
     def _note_end(self, name: str) -> None:
         daemon = self._daemons.get(name)

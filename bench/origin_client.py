@@ -7,7 +7,7 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,15 @@ class OriginClient:
 
 
 @contextlib.contextmanager
-def running_origin(profile: str, directory: Path) -> Iterator[OriginClient]:
-    """Run an origin with the named profile while the context lasts; its log goes to `directory`."""
-    child = Child("origin", [sys.executable, "-m", "bench.origin", "--profile", profile], directory / "origin.log")
+def running_origin(
+    profile: str, directory: Path, *, host: str = "127.0.0.1", before: Sequence[str] = ()
+) -> Iterator[OriginClient]:
+    """Run an origin with the named profile while the context lasts; its log goes to `directory`.
+
+    It listens on `host`; `before` are words before its command, which may let it run elsewhere.
+    """
+    command = [*before, sys.executable, "-m", "bench.origin", "--profile", profile, "--host", host]
+    child = Child("origin", command, directory / "origin.log")
     try:
         ready = child.wait_ready(time.monotonic() + _TIMEOUT_SECONDS)
         yield OriginClient(str(ready["http"]), child)

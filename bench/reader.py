@@ -92,7 +92,7 @@ class Reader:
             filled += got
             end = bytes(self._buffer[:filled]).find(b"\r\n\r\n")
         first_byte = time.perf_counter() - started
-        status, fields = _parse_head(bytes(self._buffer[:end]))
+        status, fields = parse_head(bytes(self._buffer[:end]))
         if status != 200:
             kind = fields.get("x-dragonfly-error-type")
             raise ReadError(f"answered {status}, not 200" + (f" ({kind} error)" if kind else ""))
@@ -120,7 +120,8 @@ class Reader:
         )
 
 
-def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+    """Return the status and the fields (names in lower case) of a response's head. Raises ReadError."""
     lines = head.decode("latin-1").split("\r\n")
     version, _, rest = lines[0].partition(" ")
     if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
