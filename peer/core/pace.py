@@ -84,7 +84,7 @@ class OriginPace:
         """Count a piece of `size` bytes that arrived at `now` and step the limit when a window is full."""
         self._bytes += size
         self._pieces += 1
-        if self._began is None or now - self._began < WINDOW_SECONDS or self._pieces < max(WINDOW_PIECES, self.limit):
+        if self._began is None or now - self._began < WINDOW_SECONDS or self._pieces < self._enough_pieces():
             return
         self.rate = self._bytes / (now - self._began)
         self._began, self._bytes, self._pieces = now, 0, 0
@@ -99,6 +99,7 @@ class OriginPace:
         self.limit = max(1, self.limit // 2)
         self._requests = self._refusals = 0.0
         self._settled = self._limit_before = 0
+        self._retry_after = RETRY_AFTER_WINDOWS
 
     @property
     def proven(self) -> int:
@@ -121,6 +122,10 @@ class OriginPace:
             self._requests /= 2
             self._refusals /= 2
 
+    def _enough_pieces(self) -> int:
+        """Return how many pieces a window needs: few, where refusals have left but a connection or two."""
+        return max(WINDOW_PIECES, self.limit) if self.limit >= self.lowest else 2 * self.limit
+
     def _step(self) -> None:
         if self._limit_before:
             if self.rate < self._rate_before * WORTHWHILE_GROWTH:
@@ -130,7 +135,8 @@ class OriginPace:
             self._retry_after = RETRY_AFTER_WINDOWS
         else:
             self._settled += 1
-            if self._settled < self._retry_after:
+            # Below `lowest` only refusals have pushed it, and a window without a halving says that they are over.
+            if self._settled < self._retry_after and self.limit >= self.lowest:
                 return
         if self.limit < self.highest:
             self._limit_before, self._rate_before = self.limit, self.rate

@@ -8,13 +8,15 @@ lacks, the one fewest hosts hold or are receiving, ties broken at random (in ord
 there is nobody to trade with and a reader waits for the front). It comes from the least loaded parent with a free slot.
 
 Pieces that nobody can give come from the origin, in ascending order, striped in runs over all seeds that work, through
-the source of a host that wants them. What no seed can bring, the wanting hosts share out among themselves.
+the source of a host that wants them. Each seed has its own runs, equally many; a faster one takes over what a notably
+slower one has left. What no seed can bring, the wanting hosts share out among themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from random import Random
 
@@ -23,6 +25,9 @@ from p2p.pieces import Bitmap, Span
 from scheduler.core.model import Host, Limits, Peer, Swarm
 
 _SOURCES_A_SEED_TRIES = 2
+
+NOTABLY_SLOWER = 0.8
+"""A host that has its own share takes over another's once that one has brought less than this part of what it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +102,27 @@ def origin_part(swarm: Swarm, seeds: Mapping[str, Host], *, limits: Limits, now:
                 continue
             # What a seed holds and others may not have (its digest is its own word) someone else must fetch.
             pieces = swarm.unassigned() - peer.held - peer.flying if peer else swarm.unassigned()
-            fetchers.append(_Fetcher(seed.id, pieces, peer.from_origin if peer else 0, source))
+            counts = (peer.from_origin, peer.brought) if peer else (0, 0)
+            fetchers.append(_Fetcher(seed.id, pieces, *counts, source))
             rest = rest - pieces
     fetchers.extend(_wanting_fetchers(swarm, rest, now))
     if not fetchers:
         return None
     fair_parts = -(-swarm.size // (len(fetchers) * limits.part_pieces))
     depth = min(limits.origin_depth, fair_parts * limits.part_pieces)
-    able = [f for f in fetchers if f.pieces and f.fetching + limits.part_pieces <= depth]
+    own = _own_pieces(swarm.size, fetchers, limits)
+    able = [
+        (fetcher, pieces)
+        for fetcher, mine in zip(fetchers, own, strict=True)
+        if fetcher.fetching + limits.part_pieces <= depth
+        and (pieces := mine or _left_by_slower(swarm.size, fetcher, fetchers, own))
+    ]
     if not able:
         return None
-    chosen = min(able, key=lambda fetcher: fetcher.fetching)
-    first = next(iter(chosen.pieces))
+    chosen, pieces = min(able, key=lambda one: one[0].fetching)
+    first = next(iter(pieces))
     stop = first + 1
-    while stop - first < limits.part_pieces and stop in chosen.pieces:
+    while stop - first < limits.part_pieces and stop in pieces:
         stop += 1
     return Choice(chosen.host_id, ORIGIN, Span(first, stop), chosen.source)
 
@@ -120,7 +132,38 @@ class _Fetcher:
     host_id: str
     pieces: Bitmap
     fetching: int
+    brought: int
     source: Source
+
+
+def _own_pieces(size: int, fetchers: Sequence[_Fetcher], limits: Limits) -> list[Bitmap]:
+    """Share out what may be fetched: equally much to each, in runs of a part, and to others what its owner cannot."""
+    rota = [Bitmap(size, runs) for runs in _rota(size, len(fetchers), limits.part_pieces)]
+    own = [fetcher.pieces & turn for fetcher, turn in zip(fetchers, rota, strict=True)]
+    taken = Bitmap(size)
+    for pieces in own:
+        taken |= pieces
+    for index, fetcher in enumerate(fetchers):
+        spare = fetcher.pieces - taken
+        own[index] |= spare
+        taken |= spare
+    return own
+
+
+@lru_cache(maxsize=64)
+def _rota(size: int, count: int, length: int) -> tuple[tuple[Span, ...], ...]:
+    """Return for each of `count` hosts every so many-th run of `length` pieces."""
+    starts = [range(turn * length, size, count * length) for turn in range(count)]
+    return tuple(tuple(Span(start, min(start + length, size)) for start in mine) for mine in starts)
+
+
+def _left_by_slower(size: int, fetcher: _Fetcher, fetchers: Sequence[_Fetcher], own: Sequence[Bitmap]) -> Bitmap:
+    """Return the pieces of those who are notably slower: what equals leave each other they would only both wait for."""
+    pieces = Bitmap(size)
+    for other, theirs in zip(fetchers, own, strict=True):
+        if other.brought < NOTABLY_SLOWER * fetcher.brought:
+            pieces |= theirs
+    return pieces & fetcher.pieces
 
 
 def _source_for_seed(swarm: Swarm, seed: Peer | None, now: float) -> Source | None:
@@ -152,7 +195,7 @@ def _wanting_fetchers(swarm: Swarm, rest: Bitmap, now: float) -> Iterable[_Fetch
             continue
         pieces = ((rest & peer.missing) | cut_off(swarm, peer, now)) - peer.flying - swarm.at_origin
         if pieces:
-            yield _Fetcher(host_id, pieces, peer.from_origin, peer.source)
+            yield _Fetcher(host_id, pieces, peer.from_origin, peer.brought, peer.source)
 
 
 def cut_off(swarm: Swarm, child: Peer, now: float) -> Bitmap:

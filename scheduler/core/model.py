@@ -124,6 +124,8 @@ class Peer:
     flights: dict[int, Flight] = field(default_factory=dict)
     from_origin: int = 0
     """How many of `flights` come from the origin."""
+    brought: int = 0
+    """How many pieces have come from there."""
     heard: float = 0.0
     """When it last reported, or was assigned something after a time without work."""
     avoid: dict[str, Backoff] = field(default_factory=dict)

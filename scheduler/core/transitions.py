@@ -225,6 +225,8 @@ def _landed(
             swarm.origin_pending = True
             if peer.missing:
                 swarm.pending[peer.host.id] = None
+    if landed.parent_id == ORIGIN:
+        peer.brought += len(landed.span)
     for offset, index in enumerate(landed.span):
         if landed.parent_id == ORIGIN and landed.digests:
             digest = landed.digests[offset]

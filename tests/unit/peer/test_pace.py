@@ -85,6 +85,16 @@ def test_a_wall_of_refusals_leaves_one_connection_and_many_come_back_later() -> 
     assert pace.limit == pace.highest
 
 
+def test_after_a_wall_a_few_pieces_bring_back_the_least() -> None:
+    pace = OriginPace(limit=16)
+    for _ in range(5 * NOTABLE_REFUSALS):
+        pace.refused()
+    assert pace.limit == 1
+    clock = Clock(pace, per_connection=90e6, in_all=10e9)
+    clock.pass_pieces(16)
+    assert pace.limit >= pace.lowest
+
+
 def test_time_without_requests_says_nothing() -> None:
     pace = OriginPace()
     pace.began(0.0)

@@ -52,6 +52,32 @@ def test_pieces_are_striped_over_all_seeds_and_none_is_fetched_twice() -> None:
     assert [sorted(fleet.pieces(seed, SMALL)) for seed in ("s1", "s2", "s3")] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def brought_by_two_seeds(*, slower_by: int) -> list[int]:
+    """How many pieces each of two seeds brings when the second lands one while the first lands so many."""
+    fleet, version = Fleet(), version_of(480)
+    for host_id in ("s1", "s2"):
+        fleet.join(host_id, seed=True)
+    fleet.join("a")
+    fleet.want("a", version)
+    brought = [0, 0]
+    turn = 0
+    while fleet.pieces("s1", version) or fleet.pieces("s2", version):
+        turn += 1
+        for number, host_id in enumerate(("s1", "s2")):
+            due = sorted(index for index, parent in fleet.pieces(host_id, version).items() if parent == ORIGIN)
+            if due and (number == 0 or turn % slower_by == 0):
+                fleet.land(host_id, version, due[0])
+                brought[number] += 1
+    assert sum(brought) == 480
+    return brought
+
+
+def test_equally_fast_seeds_bring_half_each_and_a_slow_one_what_it_can() -> None:
+    assert brought_by_two_seeds(slower_by=1) == [240, 240]
+    fast, slow = brought_by_two_seeds(slower_by=4)
+    assert fast > 2.5 * slow
+
+
 def test_what_a_seed_landed_goes_to_the_children_with_its_digest_and_into_the_journal() -> None:
     fleet = Fleet()
     fleet.join("seed", seed=True)
