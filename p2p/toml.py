@@ -155,7 +155,7 @@ def as_budget(table: Table) -> Budget:
     return Budget(
         table.get("connections", _connections, None),
         table.get("requests_per_second", _requests_rate, None),
-        table.get("bytes_per_second", _bytes_rate, None),
+        table.get("bytes_per_second", as_bytes_rate, None),
     )
 
 
@@ -171,7 +171,8 @@ def _requests_rate(value: object) -> float:
     return float(value)
 
 
-def _bytes_rate(value: object) -> float:
+def as_bytes_rate(value: object) -> float:
+    """Read a number of bytes a second, as a whole number or with a unit."""
     size = parse_size(value) if isinstance(value, str) else value
     if not isinstance(size, int) or isinstance(size, bool) or size < 1024:
         raise ConfigError('write a number of bytes a second, at least 1KiB, for example "2GiB"')

@@ -191,7 +191,13 @@ async def _run(
                 store=store,
                 secret=secret,
             )
-            pieces = PieceServer(store, secret=secret, slots=settings.upload_slots, api=host_api)
+            pieces = PieceServer(
+                store,
+                secret=secret,
+                slots=settings.upload_slots,
+                rate=configuration.upload_rate,
+                api=host_api,
+            )
             api = web.AppRunner(
                 application(
                     tasks,

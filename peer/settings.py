@@ -19,6 +19,7 @@ from p2p.toml import (
     Read,
     Table,
     as_budget,
+    as_bytes_rate,
     as_duration,
     as_flag,
     as_pattern,
@@ -50,6 +51,8 @@ class Configuration:
     cloud_credentials: Path | None = None
     ceiling: Budget = UNBOUNDED
     """What this host may do at any one origin, whatever the scheduler says."""
+    upload_rate: float | None = None
+    """The most piece bytes a second that this host sends to others, all together."""
 
 
 def load_configuration(path: Path) -> Configuration:
@@ -61,6 +64,7 @@ def load_configuration(path: Path) -> Configuration:
     proxy = top.table("proxy")
     rules = tuple(_rule(table, path.parent) for table in top.tables("rules"))
     origin = top.table("origin")
+    upload = top.table("upload")
     top.done()
     users, guard, settings = _users(proxy, path.parent), _guard(proxy), _proxy(proxy)
     ca_dir = proxy.get("ca_dir", lambda value: path.parent / as_text(value), None)
@@ -68,7 +72,9 @@ def load_configuration(path: Path) -> Configuration:
     credentials = origin.get("credentials", lambda value: path.parent / as_text(value), None)
     ceiling = as_budget(origin)
     origin.done()
-    return Configuration(Rules(rules), users, guard, settings, ca_dir, credentials, ceiling)
+    upload_rate = upload.get("bytes_per_second", as_bytes_rate, None)
+    upload.done()
+    return Configuration(Rules(rules), users, guard, settings, ca_dir, credentials, ceiling, upload_rate)
 
 
 def _rule(table: Table, directory: Path) -> Rule:

@@ -22,6 +22,7 @@ from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.ranges import ByteRange, format_content_range, parse_range
 from p2p.sendfile import SendMethod, send_file
 from p2p.telemetry import REGISTRY, logger
+from peer.upload.limit import UploadLimit
 
 log = logger(__name__)
 
@@ -86,7 +87,9 @@ class Holder(Protocol):
 
 
 class PieceServer:
-    """Serves pieces, to at most `slots` children at once; `clock` gives Unix seconds, for the tokens' expiry.
+    """Serves pieces, to at most `slots` children at once, with at most `rate` bytes a second to all together.
+
+    `clock` gives Unix seconds, for the tokens' expiry.
 
     `api` answers what is not about pieces.
     """
@@ -97,6 +100,7 @@ class PieceServer:
         *,
         secret: ClusterSecret | None,
         slots: int,
+        rate: float | None = None,
         stall_seconds: float = STALL_SECONDS,
         clock: Callable[[], float] = time.time,
         api: HostApi | None = None,
@@ -104,6 +108,7 @@ class PieceServer:
         self._store = store
         self._secret = secret
         self._slots = slots
+        self._limit = None if rate is None else UploadLimit(rate)
         self._stall_seconds = stall_seconds
         self._clock = clock
         self._api = api
@@ -211,14 +216,7 @@ class PieceServer:
             return response
         try:
             writer.send_headers()
-            await send_file(
-                transport,
-                entry.fd,
-                wanted.start,
-                len(wanted),
-                method=SendMethod.SENDFILE,
-                stall_seconds=self._stall_seconds,
-            )
+            await self._send_bytes(transport, entry.fd, wanted)
         except (ConnectionError, StoreError) as error:
             # The head is out: only a broken connection can still say that the bytes did not follow.
             transport.abort()
@@ -227,6 +225,17 @@ class PieceServer:
         else:
             _BYTES.inc(len(wanted))
         return response
+
+    async def _send_bytes(self, transport: asyncio.Transport, fd: int, wanted: ByteRange) -> None:
+        loop = asyncio.get_running_loop()
+        step = len(wanted) if self._limit is None else self._limit.step
+        for start in range(wanted.start, wanted.stop, step):
+            count = min(step, wanted.stop - start)
+            if self._limit is not None:
+                delay = self._limit.reserve(count, loop.time()) - loop.time()
+                if delay > 0:
+                    await asyncio.sleep(delay)
+            await send_file(transport, fd, start, count, method=SendMethod.SENDFILE, stall_seconds=self._stall_seconds)
 
 
 class _RefusalError(Exception):

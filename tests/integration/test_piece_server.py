@@ -97,13 +97,20 @@ def bytes_of(entry: Entry, start: int, stop: int) -> bytes:
 
 @asynccontextmanager
 async def parent(
-    directory: Path, *, secret: ClusterSecret | None = None, slots: int = 4, stall_seconds: float = 10
+    directory: Path,
+    *,
+    secret: ClusterSecret | None = None,
+    slots: int = 4,
+    rate: float | None = None,
+    stall_seconds: float = 10,
 ) -> AsyncIterator[Parent]:
     store = await Store.open(directory / "parent")
     task = a_task()
     with await store.entry(task, a_version(task)) as entry:
         await put(entry, HELD)
-        server = PieceServer(store, secret=secret, slots=slots, stall_seconds=stall_seconds, clock=lambda: NOW)
+        server = PieceServer(
+            store, secret=secret, slots=slots, rate=rate, stall_seconds=stall_seconds, clock=lambda: NOW
+        )
         sock = socket.create_server(("127.0.0.1", 0))
         port = sock.getsockname()[1]
         await server.start(sock)
@@ -141,6 +148,16 @@ async def fetch(transfers: Transfers, entry: Entry, of: Parent, span: Span, toke
 
 def metric(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def test_a_limit_on_uploads_changes_no_byte(run: Run, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with parent(tmp_path, rate=50e6) as of, child(tmp_path, of) as (transfers, entry):
+            await fetch(transfers, entry, of, HELD)
+            assert entry.landed.spans() == (HELD,)
+            assert_sound(entry)
+
+    run(work())
 
 
 def test_a_child_gets_what_it_asks_for(run: Run, tmp_path: Path) -> None:
