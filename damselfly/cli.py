@@ -122,6 +122,28 @@ def scheduler(
     http_listen: Annotated[
         Address, typer.Option(parser=_address, metavar="HOST:PORT", help="Health, metrics and the admin API.")
     ] = Address("127.0.0.1", 8000),
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DAMSELFLY_REDIS",
+            metavar="URL",
+            show_envvar=True,
+            help="redis://… that several schedulers share (docs/schedulers.md); one with a password by the variable.",
+        ),
+    ] = None,
+    member: Annotated[
+        list[Address] | None,
+        typer.Option(
+            parser=_parsed(parse_place),
+            metavar="HOST:PORT",
+            help="One of several schedulers, this one included; repeatable, and dns+NAME:PORT is all that the name "
+            "stands for. Not needed with --redis.",
+        ),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(help="Host name or address that hosts dial, where there are several; default: --grpc-listen's."),
+    ] = None,
     state_dir: Annotated[
         Path | None,
         typer.Option(help="Where piece digests outlive a restart; without it they are kept in memory only."),
@@ -137,6 +159,9 @@ def scheduler(
     settings = SchedulerSettings(
         grpc=grpc_listen,
         http=http_listen,
+        advertise=advertise,
+        members=tuple(member or ()),
+        redis=redis,
         state_dir=state_dir,
         cluster_secret_file=cluster_secret_file,
         config_file=config,

@@ -7,12 +7,12 @@ assignable (one pass for a whole burst), carries out the commands, and sleeps un
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from p2p.control import ORIGIN, Assignment, Hello, OriginLoad, PeerMessage, SchedulerMessage
+from p2p.control import ORIGIN, Assignment, Hello, OriginLoad, PeerMessage, SchedulerMessage, Schedulers
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
 from scheduler.core.budget import OriginView
@@ -25,6 +25,8 @@ from scheduler.core.messages import (
     HostLeft,
     Journal,
     JournalRead,
+    MembersChanged,
+    OriginParts,
     ReadJournal,
     Send,
     Suspect,
@@ -33,7 +35,7 @@ from scheduler.core.messages import (
     event_of,
 )
 from scheduler.core.state import HostView, SchedulerCore, SwarmView
-from scheduler.journal import Journal as JournalStore
+from scheduler.journal import DigestJournal
 
 log = logger(__name__)
 
@@ -111,7 +113,7 @@ class HostSession:
 class Driver:
     """The scheduler's one owner of state."""
 
-    def __init__(self, core: SchedulerCore, journal: JournalStore, *, clock: Callable[[], float]) -> None:
+    def __init__(self, core: SchedulerCore, journal: DigestJournal, *, clock: Callable[[], float]) -> None:
         self._core = core
         self._journal = journal
         self._clock = clock
@@ -119,6 +121,9 @@ class Driver:
         self._sessions: dict[str, HostSession] = {}
         self._left: dict[str, None] = {}
         self._labels: set[str] = set()
+        self._parts = OriginParts({})
+        self.schedulers: Schedulers | None = None
+        """All schedulers there are; None where this is the only one."""
 
     async def join(self, hello: Hello) -> HostSession:
         """Open a session for a host; one that it still has is replaced."""
@@ -155,6 +160,21 @@ class Driver:
         """End every session: the scheduler is stopping."""
         for session in tuple(self._sessions.values()):
             session.end(Ending.STOPPING, detail)
+
+    async def cluster(self, own: str, members: tuple[str, ...], parts: Mapping[str, float], rest: float) -> None:
+        """Take note of which schedulers there are, and which parts of origins' budgets are this one's.
+
+        Every host with an open session is told of schedulers that are others than before.
+        """
+        schedulers = Schedulers(own, members)
+        if schedulers != self.schedulers:
+            self.schedulers = schedulers
+            await self._inbox.put(MembersChanged(own, members))
+            for host_id in tuple(self._sessions):
+                self._send(host_id, schedulers)
+        if (shares := OriginParts(dict(parts), rest)) != self._parts:
+            self._parts = shares
+            await self._inbox.put(shares)
 
     def hosts(self) -> tuple[HostView, ...]:
         """Return what is known of every host."""

@@ -1,7 +1,7 @@
 """The scheduler's HTTP endpoints for people and machines.
 
 GET /healthz      the process runs its loop
-GET /readyz       sessions are taken (503 while it starts or stops)
+GET /readyz       sessions are taken (503 while it starts or stops); which schedulers there are, and what is degraded
 GET /metrics      Prometheus
 GET /v1/swarms    every host, and how far every version is      (admin: needs the cluster secret, where there is one)
 GET /v1/origins   the origins with a budget: who has which share, and what was done there lately     (admin, likewise)
@@ -9,7 +9,7 @@ GET /v1/origins   the origins with a budget: who has which share, and what was d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from aiohttp import web
@@ -19,8 +19,14 @@ from p2p.endpoints import admin_only, daemon_application
 from scheduler.driver import Driver
 
 
-def application(driver: Driver, *, secret: ClusterSecret | None, ready: Callable[[], bool]) -> web.Application:
-    """Return the application; `ready` tells whether the scheduler takes sessions."""
+def application(
+    driver: Driver,
+    *,
+    secret: ClusterSecret | None,
+    ready: Callable[[], bool],
+    state: Callable[[], Mapping[str, object]] = dict,
+) -> web.Application:
+    """Return the application; `ready` tells whether the scheduler takes sessions, `state` what /readyz adds to that."""
 
     async def swarms(_: web.Request) -> web.Response:
         return web.json_response(
@@ -33,7 +39,7 @@ def application(driver: Driver, *, secret: ClusterSecret | None, ready: Callable
     async def origins(_: web.Request) -> web.Response:
         return web.json_response({"origins": [asdict(origin) for origin in driver.origins()]})
 
-    app = daemon_application(ready=ready)
+    app = daemon_application(ready=ready, state=state)
     app.add_routes(
         [
             web.get("/v1/swarms", admin_only(secret, swarms)),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import Counter
 
@@ -49,6 +50,19 @@ CREATE TABLE IF NOT EXISTS digests (
     PRIMARY KEY (version_id, piece)
 ) WITHOUT ROWID;
 """
+
+
+class DigestJournal(Protocol):
+    """What the driver needs of a journal. No method raises or keeps anybody waiting for long."""
+
+    async def read(self, version_id: str) -> dict[int, bytes]:
+        """Return what is known of a version, by piece; all that was recorded here before is in it."""
+
+    def record(self, version_id: str, digests: Mapping[int, bytes]) -> None:
+        """Record digests, by piece, soon; they replace earlier ones."""
+
+    def forget(self, version_id: str) -> None:
+        """Strike a version's digests, soon."""
 
 
 class Journal:

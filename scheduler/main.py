@@ -6,8 +6,8 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -16,10 +16,13 @@ from aiohttp import web
 from p2p.auth import ClusterSecret, require_secret
 from p2p.config import Address
 from p2p.daemon import StopSignals, bound, cannot_listen, listen, run_daemon
+from p2p.dns import DnsName
+from p2p.errors import ConfigError
 from p2p.rpc.channel import open_server
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.v1.scheduler_pb2_grpc import add_SchedulerServicer_to_server
+from scheduler.cluster import Cluster
 from scheduler.core.state import SchedulerCore
 from scheduler.driver import Driver
 from scheduler.fleet import Fleet, Member
@@ -29,6 +32,7 @@ from scheduler.operations import routes
 from scheduler.preheat import Preheats
 from scheduler.service import Service
 from scheduler.settings import Configuration, load_configuration
+from scheduler.shared import Shared, SharedJournal
 
 log = logger(__name__)
 
@@ -42,6 +46,12 @@ class SchedulerSettings:
 
     grpc: Address = Address("127.0.0.1", 8002)
     http: Address = Address("127.0.0.1", 8000)
+    advertise: str | None = None
+    """What hosts dial to reach this scheduler, where there are several: a name or an address."""
+    members: tuple[Address, ...] = ()
+    """All schedulers, where Redis does not say which there are."""
+    redis: str | None = field(default=None, repr=False)
+    """The URL of the Redis server that several schedulers share; it may hold a password."""
     state_dir: Path | None = None
     """Where digests outlive a restart; None: they are kept in memory."""
     cluster_secret_file: Path | None = None
@@ -62,17 +72,23 @@ async def _serve(settings: SchedulerSettings) -> None:
 
     server = open_server(secret)
     journal = None
+    stack = AsyncExitStack()
     http_socket = listen(settings.http, "--http-listen")
     try:
         grpc_port = _listen_grpc(server, settings.grpc)
         journal = await Journal.open(settings.state_dir)
+        shared = await stack.enter_async_context(Shared.connect(settings.redis)) if settings.redis else None
+        cluster = Cluster(_own_name(settings, grpc_port), settings.members, shared)
         core = SchedulerCore(random=random.Random(), budgets=configuration.origin_budgets)  # noqa: S311  # breaks ties
-        driver = Driver(core, journal, clock=asyncio.get_running_loop().time)
+        digests = SharedJournal(journal, shared) if shared else journal
+        driver = Driver(core, digests, clock=asyncio.get_running_loop().time)
         add_SchedulerServicer_to_server(Service(driver, secret), server)
         async with _fleet(driver, secret) as fleet, TaskScope() as scope:
             scope.spawn(driver.run(), name="scheduler")
+            if not cluster.alone:
+                await _join(cluster, driver, shared, scope)
             ready = True
-            api = application(driver, secret=secret, ready=lambda: ready)
+            api = application(driver, secret=secret, ready=lambda: ready, state=cluster.state)
             api.add_routes(routes(fleet, Preheats(fleet, scope), secret=secret))
             async with _http(api, http_socket):
                 await server.start()
@@ -84,14 +100,42 @@ async def _serve(settings: SchedulerSettings) -> None:
                 await stopping.told.wait()
                 log.info("stopping")
                 ready = False
+                await cluster.leave()
                 driver.end_all("the scheduler is stopping")
                 await stopping.drain(server.stop, GRACE_SECONDS)
     finally:
         await server.stop(None)
         http_socket.close()
+        await stack.aclose()
         if journal is not None:
             await journal.close()
     log.info("stopped")
+
+
+async def _join(cluster: Cluster, driver: Driver, shared: Shared | None, scope: TaskScope) -> None:
+    """Become one of several schedulers, and keep track of the others."""
+
+    async def changed() -> None:
+        await driver.cluster(cluster.own, cluster.members, cluster.parts, cluster.rest)
+
+    if shared is not None:
+        scope.spawn(shared.run(), name="redis")
+    await cluster.look()
+    await changed()
+    scope.spawn(cluster.run(changed, lambda: [each.origin for each in driver.origins()]), name="schedulers")
+
+
+def _own_name(settings: SchedulerSettings, grpc_port: int) -> str:
+    host = settings.advertise or settings.grpc.host
+    if (settings.redis or settings.members) and host in ("", "0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+        raise ConfigError(
+            f"--grpc-listen {settings.grpc} tells hosts nothing to dial; name this scheduler with --advertise"
+        )
+    own = str(Address(host, grpc_port))
+    names = [str(member) for member in settings.members]
+    if names and own not in names and not any(isinstance(member, DnsName) for member in settings.members):
+        raise ConfigError(f"this scheduler is {own}, which is no --member ({', '.join(names)}); see --advertise")
+    return own
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from p2p.auth import ClusterSecret
 from p2p.control import Hello
 from p2p.errors import BadRequestError, UnauthorizedError
 from p2p.rpc.channel import caller
-from p2p.rpc.convert import peer_message_from_proto, scheduler_message_to_proto
+from p2p.rpc.convert import peer_message_from_proto, scheduler_message_to_proto, schedulers_to_proto
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.v1 import scheduler_pb2 as pb
@@ -69,9 +69,9 @@ class Service(SchedulerServicer):
         why, detail = Ending.CLOSED, "the connection broke"
         try:
             milliseconds = round(self._heartbeat.interval * 1000)
-            await context.write(
-                pb.SchedulerMessage(welcome=pb.Welcome(scheduler_id=self._id, heartbeat_milliseconds=milliseconds))
-            )
+            schedulers = schedulers_to_proto(self._driver.schedulers) if self._driver.schedulers else None
+            welcome = pb.Welcome(scheduler_id=self._id, heartbeat_milliseconds=milliseconds, schedulers=schedulers)
+            await context.write(pb.SchedulerMessage(welcome=welcome))
             async with TaskScope() as scope:
                 scope.spawn(self._listen(session, request_iterator), name=f"listening to {hello.host_id}")
                 scope.spawn(self._speak(session, context), name=f"speaking to {hello.host_id}")
