@@ -108,11 +108,16 @@ class Unwant:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """Pieces that are verified and stored. `digests`, one a piece, come with those fetched from the origin."""
+    """Pieces that are verified and stored. `digests`, one a piece, come with those fetched from the origin.
+
+    `proof` comes where a parent's announcement named the digests: the xxh3-128 of all of them, one after the other, so
+    that the scheduler, who knows them from whoever went to the origin, can tell whether a true one was passed on.
+    """
 
     span: Span
     parent_id: str
     digests: tuple[bytes, ...] = ()
+    proof: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,14 @@ class Progress:
     version_id: str
     landed: tuple[Landed, ...] = ()
     failed: tuple[Failed, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lagging:
+    """These stripes of a version come far later than the others: their parents are too slow."""
+
+    version_id: str
+    stripes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +216,39 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """A host to follow in some stripes, and what to dial for it ("host:port")."""
+
+    parent_id: str
+    address: str
+    stripes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDigests:
+    """The digests of the pieces of a span, one a piece, 16 bytes each."""
+
+    span: Span
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """From whom a host takes what it wants of a version, piece by piece as these parents announce that they have it.
+
+    Piece i belongs to stripe i modulo `stripes`. `parents` replace all that were named before; a stripe without a
+    parent comes by way of assignments. `known` digests count more than what a parent announces; `cold` is as with
+    Assignment.
+    """
+
+    version: Version
+    stripes: int
+    parents: tuple[Parent, ...]
+    known: tuple[KnownDigests, ...] = ()
+    cold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SeedHost:
     """A seed peer and what other hosts dial to reach it ("host:port")."""
 
@@ -257,5 +303,5 @@ class Allowance:
     answers: int = 0
 
 
-PeerMessage = Hello | Holdings | Want | Unwant | Progress | Dropped | Verdict | OriginUse
-SchedulerMessage = Assignment | Seeds | Schedulers | Verify | Condemned | Allowance
+PeerMessage = Hello | Holdings | Want | Unwant | Progress | Lagging | Dropped | Verdict | OriginUse
+SchedulerMessage = Assignment | Following | Seeds | Schedulers | Verify | Condemned | Allowance

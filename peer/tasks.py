@@ -23,6 +23,7 @@ from p2p.control import (
     Assignment,
     Condemned,
     Dropped,
+    Following,
     Holding,
     PeerMessage,
     Source,
@@ -37,7 +38,7 @@ from p2p.ranges import ByteRange
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.versions import Version
-from peer.core.messages import Assigned, SchedulerDown, SchedulerUp
+from peer.core.messages import Assigned, Followed, SchedulerDown, SchedulerUp
 from peer.core.pace import Paces
 from peer.download.contract import TransferPool
 from peer.download.driver import Download, Tally
@@ -218,11 +219,14 @@ class TaskManager:
         if not self._stopping:
             self._prefetcher.begin(task, version, source)
 
-    def told(self, message: Assignment | Verify | Condemned) -> None:
+    def told(self, message: Assignment | Following | Verify | Condemned) -> None:
         """Take what a scheduler says of versions."""
         match message:
             case Assignment():
                 self.assigned(message)
+            case Following():
+                if (download := self._downloads.get(message.version.id)) is not None:
+                    download.dispatch(Followed(message))
             case Verify(version_id):
                 self._integrity.elected(version_id)
             case Condemned(version_id, reason):

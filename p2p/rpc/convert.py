@@ -7,6 +7,8 @@ well-formed and of bounded size, and anything else is a BadRequestError that nam
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from itertools import islice
 
 from p2p.control import (
     ORIGIN,
@@ -16,12 +18,16 @@ from p2p.control import (
     Dropped,
     Failed,
     FailureReason,
+    Following,
     Hello,
     Holding,
     Holdings,
+    KnownDigests,
+    Lagging,
     Landed,
     OriginLoad,
     OriginUse,
+    Parent,
     Part,
     PeerMessage,
     Progress,
@@ -58,6 +64,8 @@ from p2p.v1 import scheduler_pb2 as pb
 
 _MAX_SLOTS = 65_536
 
+MAX_STRIPES = 64
+
 _VERSION_ID = re.compile(r"[0-9a-f]{32}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.:_~%!$&'()*+,;=\[\]-]{1,300}:[0-9]{1,5}")
 _CHECKSUM = re.compile(r"|[a-z0-9-]{1,32}:[0-9A-Za-z+/=:.,-]{1,512}")
@@ -88,6 +96,8 @@ def peer_message_to_proto(message: PeerMessage) -> pb.PeerMessage:
                     version_id=version_id, landed=map(_landed_to_proto, landed), failed=map(_failed_to_proto, failed)
                 )
             )
+        case Lagging(version_id, stripes):
+            return pb.PeerMessage(lagging=pb.Lagging(version_id=version_id, stripes=stripes))
         case Dropped(version_id, spans):
             return pb.PeerMessage(dropped=pb.Dropped(version_id=version_id, spans=map(span_to_proto, spans)))
         case Verdict(version_id, sound, detail):
@@ -110,6 +120,9 @@ def peer_message_from_proto(message: pb.PeerMessage) -> PeerMessage | None:
             return Unwant(matching(_VERSION_ID, message.unwant.version_id, "unwant.version_id"))
         case "progress":
             return _progress_from_proto(message.progress)
+        case "lagging":
+            version_id = matching(_VERSION_ID, message.lagging.version_id, "lagging.version_id")
+            return Lagging(version_id, _stripes(message.lagging.stripes, MAX_STRIPES, "lagging.stripes"))
         case "dropped":
             version_id = matching(_VERSION_ID, message.dropped.version_id, "dropped.version_id")
             return Dropped(version_id, spans_from_proto(message.dropped.spans, MAX_PIECES, "dropped.spans"))
@@ -130,6 +143,8 @@ def scheduler_message_to_proto(message: SchedulerMessage) -> pb.SchedulerMessage
     match message:
         case Assignment():
             return pb.SchedulerMessage(assignment=_assignment_to_proto(message))
+        case Following():
+            return pb.SchedulerMessage(following=_following_to_proto(message))
         case Seeds(hosts):
             seeds = [pb.SeedHost(host_id=seed.host_id, address=seed.address) for seed in hosts]
             return pb.SchedulerMessage(seeds=pb.Seeds(hosts=seeds))
@@ -156,6 +171,8 @@ def scheduler_message_from_proto(message: pb.SchedulerMessage) -> SchedulerMessa
     match message.WhichOneof("body"):
         case "assignment":
             return _assignment_from_proto(message.assignment)
+        case "following":
+            return _following_from_proto(message.following)
         case "seeds":
             return Seeds(tuple(map(_seed_from_proto, bounded(message.seeds.hosts, "seeds.hosts"))))
         case "schedulers":
@@ -223,6 +240,45 @@ def _assignment_from_proto(assignment: pb.Assignment) -> Assignment:
         )
     source = source_from_proto(assignment.source) if assignment.HasField("source") else None
     return Assignment(version, tuple(parts), source, assignment.cold)
+
+
+def _following_to_proto(following: Following) -> pb.Following:
+    return pb.Following(
+        version=version_to_proto(following.version),
+        stripes=following.stripes,
+        parents=[pb.Parent(parent_id=p.parent_id, address=p.address, stripes=p.stripes) for p in following.parents],
+        known=[pb.KnownDigests(span=span_to_proto(k.span), digests=b"".join(k.digests)) for k in following.known],
+        cold=following.cold,
+    )
+
+
+def _following_from_proto(following: pb.Following) -> Following:
+    version = version_from_proto(following.version)
+    pieces = PieceLayout.of(version.length).count
+    count = following.stripes
+    if not 1 <= count <= MAX_STRIPES:
+        raise BadRequestError(f"following.stripes is {count}, not 1 to {MAX_STRIPES}")
+    parents = tuple(
+        Parent(
+            matching(HOST_ID, parent.parent_id, "parent.parent_id"),
+            matching(_ADDRESS, parent.address, "parent.address"),
+            _stripes(parent.stripes, count, "parent.stripes"),
+        )
+        for parent in bounded(following.parents, "following.parents")
+    )
+    known = []
+    for each in bounded(following.known, "following.known"):
+        span = span_from_proto(each.span, pieces, "known.span")
+        known.append(KnownDigests(span, digests_from_proto(each.digests, len(span), "known.digests")))
+    return Following(version, count, parents, tuple(known), following.cold)
+
+
+def _stripes(stripes: Iterable[int], count: int, what: str) -> tuple[int, ...]:
+    """Return stripes below `count`, at most MAX_STRIPES of them."""
+    given = tuple(islice(stripes, MAX_STRIPES + 1))
+    if len(given) > MAX_STRIPES or any(stripe >= count for stripe in given):
+        raise BadRequestError(f"{what} names more stripes than the {count} there are")
+    return given
 
 
 def _seed_from_proto(seed: pb.SeedHost) -> SeedHost:
@@ -335,7 +391,12 @@ def _progress_from_proto(progress: pb.Progress) -> Progress:
 
 
 def _landed_to_proto(landed: Landed) -> pb.Landed:
-    return pb.Landed(span=span_to_proto(landed.span), parent_id=landed.parent_id, digests=b"".join(landed.digests))
+    return pb.Landed(
+        span=span_to_proto(landed.span),
+        parent_id=landed.parent_id,
+        digests=b"".join(landed.digests),
+        proof=landed.proof,
+    )
 
 
 def _landed_from_proto(landed: pb.Landed) -> Landed:
@@ -346,6 +407,7 @@ def _landed_from_proto(landed: pb.Landed) -> Landed:
         span,
         parent_id(landed.parent_id, "landed.parent_id"),
         digests_from_proto(landed.digests, expected, "landed.digests"),
+        b"".join(digests_from_proto(landed.proof, 1 if landed.proof else 0, "landed.proof")),
     )
 
 

@@ -36,6 +36,7 @@ class PeerMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     ORIGIN_USE_FIELD_NUMBER: _builtins.int
+    LAGGING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -54,6 +55,8 @@ class PeerMessage(_message.Message):
     def verdict(self) -> Global___Verdict: ...
     @_builtins.property
     def origin_use(self) -> Global___OriginUse: ...
+    @_builtins.property
+    def lagging(self) -> Global___Lagging: ...
     def __init__(
         self,
         *,
@@ -66,12 +69,13 @@ class PeerMessage(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         verdict: Global___Verdict | None = ...,
         origin_use: Global___OriginUse | None = ...,
+        lagging: Global___Lagging | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "lagging", b"lagging", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "lagging", b"lagging", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "holdings", "want", "unwant", "progress", "dropped", "heartbeat", "verdict", "origin_use"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "holdings", "want", "unwant", "progress", "dropped", "heartbeat", "verdict", "origin_use", "lagging"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -89,6 +93,7 @@ class SchedulerMessage(_message.Message):
     CONDEMNED_FIELD_NUMBER: _builtins.int
     ALLOWANCE_FIELD_NUMBER: _builtins.int
     SCHEDULERS_FIELD_NUMBER: _builtins.int
+    FOLLOWING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -105,6 +110,8 @@ class SchedulerMessage(_message.Message):
     def allowance(self) -> Global___Allowance: ...
     @_builtins.property
     def schedulers(self) -> Global___Schedulers: ...
+    @_builtins.property
+    def following(self) -> Global___Following: ...
     def __init__(
         self,
         *,
@@ -116,12 +123,13 @@ class SchedulerMessage(_message.Message):
         condemned: Global___Condemned | None = ...,
         allowance: Global___Allowance | None = ...,
         schedulers: Global___Schedulers | None = ...,
+        following: Global___Following | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "following", b"following", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "following", b"following", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "heartbeat", "seeds", "verify", "condemned", "allowance", "schedulers"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "heartbeat", "seeds", "verify", "condemned", "allowance", "schedulers", "following"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -453,10 +461,13 @@ class Landed(_message.Message):
     SPAN_FIELD_NUMBER: _builtins.int
     PARENT_ID_FIELD_NUMBER: _builtins.int
     DIGESTS_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
     parent_id: _builtins.str
     """host id, or empty for the origin"""
     digests: _builtins.bytes
     """from the origin only: xxh3-128 of each piece, 16 bytes each"""
+    proof: _builtins.bytes
+    """of digests that a parent announced: xxh3-128 of all of them in a row"""
     @_builtins.property
     def span(self) -> Global___Span: ...
     def __init__(
@@ -465,10 +476,11 @@ class Landed(_message.Message):
         span: Global___Span | None = ...,
         parent_id: _builtins.str = ...,
         digests: _builtins.bytes = ...,
+        proof: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "parent_id", b"parent_id", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "parent_id", b"parent_id", "proof", b"proof", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,6 +563,31 @@ class Failed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Failed: _TypeAlias = Failed  # noqa: Y015
+
+@_typing.final
+class Lagging(_message.Message):
+    """These stripes come far later than the others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    STRIPES_FIELD_NUMBER: _builtins.int
+    version_id: _builtins.str
+    @_builtins.property
+    def stripes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        version_id: _builtins.str = ...,
+        stripes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stripes", b"stripes", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lagging: _TypeAlias = Lagging  # noqa: Y015
 
 @_typing.final
 class Dropped(_message.Message):
@@ -672,6 +709,98 @@ class Part(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Part: _TypeAlias = Part  # noqa: Y015
+
+@_typing.final
+class Following(_message.Message):
+    """From whom the host takes what it wants, as these parents announce it. Piece i is of stripe i modulo `stripes`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    STRIPES_FIELD_NUMBER: _builtins.int
+    PARENTS_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
+    stripes: _builtins.int
+    cold: _builtins.bool
+    """as in an Assignment"""
+    @_builtins.property
+    def version(self) -> Global___Version: ...
+    @_builtins.property
+    def parents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parent]:
+        """instead of all that were named before"""
+
+    @_builtins.property
+    def known(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownDigests]:
+        """count more than what a parent announces"""
+
+    def __init__(
+        self,
+        *,
+        version: Global___Version | None = ...,
+        stripes: _builtins.int = ...,
+        parents: _abc.Iterable[Global___Parent] | None = ...,
+        known: _abc.Iterable[Global___KnownDigests] | None = ...,
+        cold: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "known", b"known", "parents", b"parents", "stripes", b"stripes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Following: _TypeAlias = Following  # noqa: Y015
+
+@_typing.final
+class Parent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STRIPES_FIELD_NUMBER: _builtins.int
+    parent_id: _builtins.str
+    address: _builtins.str
+    """"host:port" """
+    @_builtins.property
+    def stripes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        parent_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        stripes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "parent_id", b"parent_id", "stripes", b"stripes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Parent: _TypeAlias = Parent  # noqa: Y015
+
+@_typing.final
+class KnownDigests(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPAN_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    digests: _builtins.bytes
+    """xxh3-128 of each piece, 16 bytes each"""
+    @_builtins.property
+    def span(self) -> Global___Span: ...
+    def __init__(
+        self,
+        *,
+        span: Global___Span | None = ...,
+        digests: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "span", b"span"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnownDigests: _TypeAlias = KnownDigests  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):

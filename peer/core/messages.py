@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2p.control import Assignment, FailureReason, Progress, Source, Unwant, Want
+from p2p.control import Assignment, FailureReason, Following, Lagging, Progress, Source, Unwant, Want
 from p2p.pieces import Span
 
 
@@ -29,6 +29,30 @@ class Assigned:
     """The scheduler says where to fetch pieces."""
 
     assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """The scheduler says whom to follow."""
+
+    following: Following
+
+
+@dataclass(frozen=True, slots=True)
+class ParentHas:
+    """A watched parent announces that it holds these pieces."""
+
+    parent_id: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParentLost:
+    """A watched parent announces nothing any more: it cannot be reached, does not know the version, or is silent."""
+
+    parent_id: str
+    reason: FailureReason
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +102,9 @@ Event = (
     Interest
     | Disinterest
     | Assigned
+    | Followed
+    | ParentHas
+    | ParentLost
     | SchedulerUp
     | SchedulerDown
     | PieceLanded
@@ -92,12 +119,37 @@ Event = (
 class Tell:
     """Send this to the version's scheduler."""
 
-    message: Want | Unwant | Progress
+    message: Want | Unwant | Progress | Lagging
+    soon: bool = True
+    """Whether somebody waits for it; a report of what came from followed parents is in no hurry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Hear what a parent announces of these stripes, first all that it holds; instead of what was watched there before.
+
+    Answered by ParentHas, again and again, and ParentLost when that ends, unless Unwatch came first.
+    """
+
+    parent_id: str
+    address: str
+    stripes: tuple[int, ...]
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatch:
+    """Hear nothing of a parent any more."""
+
+    parent_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class StartTransfer:
-    """Fetch `span` from a parent (`address`, `digests`) or, if `source` is given, from the origin."""
+    """Fetch `span` from a parent (`address`, `digests`) or, if `source` is given, from the origin.
+
+    Without `digests` the pieces come from a watched parent: the scheduler or the announcement has named theirs.
+    """
 
     transfer: int
     span: Span
@@ -122,4 +174,4 @@ class GiveUp:
     detail: str
 
 
-Command = Tell | StartTransfer | AbortTransfer | GiveUp
+Command = Tell | Watch | Unwatch | StartTransfer | AbortTransfer | GiveUp

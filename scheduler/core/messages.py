@@ -13,6 +13,7 @@ from p2p.control import (
     Dropped,
     Hello,
     Holdings,
+    Lagging,
     OriginUse,
     PeerMessage,
     Progress,
@@ -70,6 +71,14 @@ class Progressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Lagged:
+    """A host says which stripes come too slowly."""
+
+    host_id: str
+    lagging: Lagging
+
+
+@dataclass(frozen=True, slots=True)
 class DroppedPieces:
     """A host no longer holds pieces."""
 
@@ -122,7 +131,7 @@ class Tick:
     """Time to look at deadlines and to hand out what earlier events made assignable (see `next_deadline`)."""
 
 
-HostSaid = Announced | Wanted | Unwanted | Progressed | DroppedPieces | Judged | UsedOrigins
+HostSaid = Announced | Wanted | Unwanted | Progressed | Lagged | DroppedPieces | Judged | UsedOrigins
 Event = HostJoined | HostLeft | HostSaid | JournalRead | MembersChanged | OriginParts | Tick
 
 
@@ -139,6 +148,8 @@ def event_of(host_id: str, message: PeerMessage) -> Event:
             return Unwanted(host_id, message)
         case Progress():
             return Progressed(host_id, message)
+        case Lagging():
+            return Lagged(host_id, message)
         case Dropped():
             return DroppedPieces(host_id, message)
         case Verdict():

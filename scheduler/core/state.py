@@ -28,6 +28,7 @@ from scheduler.core.messages import (
     HostSaid,
     JournalRead,
     Judged,
+    Lagged,
     MembersChanged,
     OriginParts,
     Progressed,
@@ -282,12 +283,14 @@ class SchedulerCore:
         return flight
 
 
-def _version_id(event: Wanted | Progressed | Unwanted | Judged) -> str:
+def _version_id(event: Wanted | Progressed | Lagged | Unwanted | Judged) -> str:
     match event:
         case Wanted(want=want):
             return want.version.id
         case Progressed(progress=progress):
             return progress.version_id
+        case Lagged(lagging=lagging):
+            return lagging.version_id
         case Unwanted(unwant=unwant):
             return unwant.version_id
         case Judged(verdict=verdict):

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from p2p.control import ORIGIN, Assignment, FailureReason, Part, Progress, Source, Unwant, Want
+from p2p.control import ORIGIN, Assignment, FailureReason, Lagging, Part, Progress, Source, Unwant, Want
 from p2p.pieces import MIB, Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import ValidatorKind, Version
 from peer.core.download import PATIENCE_SECONDS, DownloadCore
@@ -70,7 +70,7 @@ class DownloadMachine(RuleBasedStateMachine):
                 case GiveUp():
                     self.readers.clear()
 
-    def heard(self, message: Want | Unwant | Progress) -> None:
+    def heard(self, message: Want | Unwant | Progress | Lagging) -> None:
         match message:
             case Want():
                 for span in message.spans:
