@@ -8,6 +8,7 @@ Every run reads a fresh object, with one client a node that reads all of it in o
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import tempfile
 import threading
@@ -36,14 +37,18 @@ LEAST_BYTES = 1024 * 1024
 
 _VICTIM = "peer-1"
 _KILL_AT = 0.4
-"""How far a peer's client, or for the scheduler the average one, has read when the accident happens."""
-_LOOK_SECONDS = 0.05
+"""Which share of the object that peer has when it, or the scheduler, is killed.
+
+Of what it has, not of what its client has read: there may be little of that before most is there.
+"""
+_LOOK_SECONDS = 0.1
 _LINK_SLICE_SECONDS = 0.2
 _METRICS_SLICE_SECONDS = 1.0
 _STALL_SECONDS = 60.0
 _SETTLE_SECONDS = 60.0
 _READY_SECONDS = 300.0
 _WARM_UP_BYTES = 8 * 1024 * 1024
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ class Sample:
     """One run; times in seconds from the moment in which all clients asked.
 
     `lost` are nodes that were killed, `failed` says why others did not read everything, and `wrong` are those that read
-    other bytes. `sent` has bytes by sender and slice of time. What cannot be known is None.
+    other bytes. `sent` has bytes by sender and slice of time. What cannot be known is None. CPU times are those of the
+    daemons and the origin, of this process, and of all that ran on this machine.
     """
 
     name: str
@@ -64,6 +70,9 @@ class Sample:
     seed_bytes: int | None
     scheduler_events: int | None
     cpu_idle_share: float
+    daemons_cpu_seconds: float
+    client_cpu_seconds: float
+    machine_cpu_seconds: float
     accident_seconds: float | None
     sent: Mapping[tuple[str, int], int]
     slice_seconds: float
@@ -158,11 +167,13 @@ class Field:
         connect = {node: self._connection(node) for node in nodes}
         events = self._scheduler_events()
         before = self._seed_sent = self._uploaded(THE_SEED)
+        children = [*(daemon.child for daemon in self._cluster.daemons.values()), self._origin.child]
+        cpu, own_cpu = sum(child.cpu_seconds() for child in children), time.process_time()
         idle, total = _cpu_ticks()
         period = _LINK_SLICE_SECONDS if self._link_bytes else _METRICS_SLICE_SECONDS
         over = threading.Event()
         with Sampler(self._link_bytes or self._all_uploaded, period) as sampler, ThreadPoolExecutor(1) as thread:
-            accident = thread.submit(self._accident, name, size, before, clients, over)
+            accident = thread.submit(self._accident, name, size, over)
             try:
                 began = read_all(made.url, connect, clients, stall_seconds=_STALL_SECONDS)
             finally:
@@ -170,6 +181,8 @@ class Field:
             ended = time.monotonic()
             happened = accident.result()
         idle_after, total_after = _cpu_ticks()
+        idle, total = idle_after - idle, total_after - total
+        cpu, own_cpu = sum(child.cpu_seconds() for child in children) - cpu, time.process_time() - own_cpu
         killed = {PARENT: _VICTIM, SEED: THE_SEED}.get(name) if happened is not None else None
         seed_alive = killed != THE_SEED
         seed_bytes = (self._uploaded(THE_SEED) if seed_alive else self._seed_sent) - before
@@ -193,27 +206,28 @@ class Field:
             seed_bytes=seed_bytes,
             # One that was started again counts from 0.
             scheduler_events=later - events if name != RESTART else None,
-            cpu_idle_share=(idle_after - idle) / max(1, total_after - total),
+            cpu_idle_share=idle / max(1, total),
+            daemons_cpu_seconds=cpu,
+            client_cpu_seconds=own_cpu,
+            machine_cpu_seconds=(total - idle) / _TICKS_PER_SECOND,
             accident_seconds=None if happened is None else happened - began,
             sent=sampler.slices,
             slice_seconds=period,
             wall_seconds=ended - began,
         )
 
-    def _accident(
-        self, name: str, size: int, before: int, clients: Mapping[str, Client], over: threading.Event
-    ) -> float | None:
+    def _accident(self, name: str, size: int, over: threading.Event) -> float | None:
         """Let happen what the run is named after, when it is time; return when it was (monotonic), None if never."""
+        if name not in (PARENT, SEED, RESTART):
+            return None
+        sent, got = self._uploaded(THE_SEED), self._downloaded(_VICTIM)
 
         def due() -> bool:
             if name == SEED:
                 self._seed_sent = self._uploaded(THE_SEED)
-                return self._seed_sent - before >= size
-            watched = [clients[_VICTIM]] if name == PARENT else list(clients.values())
-            return sum(client.received for client in watched) >= _KILL_AT * size * len(watched)
+                return self._seed_sent - sent >= size
+            return self._downloaded(_VICTIM) - got >= _KILL_AT * size
 
-        if name not in (PARENT, SEED, RESTART):
-            return None
         while not over.wait(_LOOK_SECONDS):
             if due():
                 self._cluster.kill({PARENT: _VICTIM, SEED: THE_SEED, RESTART: SCHEDULER}[name])
@@ -252,6 +266,9 @@ class Field:
 
     def _uploaded(self, name: str) -> int:
         return self._metric(name, "damselfly_uploaded_bytes_total")
+
+    def _downloaded(self, name: str) -> int:
+        return self._metric(name, "damselfly_downloaded_bytes_total")
 
     def _all_uploaded(self) -> dict[str, int]:
         found = {}

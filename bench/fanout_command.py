@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from bench.console import print_bars, told_to_the_user
-from bench.fanout import LEAST_BYTES, NAMES, SINGLE, measure
+from bench.fanout import ALL, LEAST_BYTES, NAMES, SINGLE, measure
 from bench.fanout_network import unavailable
 from bench.fanout_report import summarise
 from bench.origin import profile_named
@@ -59,9 +59,13 @@ def main(
         console.print("Each node is a network namespace behind a veth pair, limited both ways by tbf, heads included.")
     print_bars(console, result.bars)
     for sample in result.samples:
+        console.print(
+            f"{sample.name}: CPUs {sample.cpu_idle_share:.0%} idle; {sample.machine_cpu_seconds:.1f} CPU-s, of which "
+            f"daemons and origin {sample.daemons_cpu_seconds:.1f}, clients {sample.client_cpu_seconds:.1f}."
+        )
         if sample.accident_seconds is not None:
             console.print(f"{sample.name}: {sample.accident_seconds:.2f} s after the start.")
-        elif sample.name not in (SINGLE, "all"):
+        elif sample.name not in (SINGLE, ALL):
             console.print(f"{sample.name}: all were done before it could happen.")
         for node, why in sample.failed.items():
             console.print(f"{sample.name}: {node}: {why}")

@@ -96,6 +96,7 @@ class Result:
         seconds = sorted(sample.completed.values())
         single, least = self.single_seconds, self.scenario.t_star_seconds
         p99 = percentile(seconds, 0.99)
+        landed = (len(seconds) + 1) * sample.object_bytes
         return {
             "name": sample.name,
             "nodes_completed": len(seconds),
@@ -114,6 +115,10 @@ class Result:
             "scheduler_events_per_piece": self._events(sample),
             "accident_seconds": sample.accident_seconds,
             "cpu_idle_share": sample.cpu_idle_share,
+            "daemons_cpu_seconds": sample.daemons_cpu_seconds,
+            "client_cpu_seconds": sample.client_cpu_seconds,
+            "machine_cpu_seconds": sample.machine_cpu_seconds,
+            "cpu_seconds_per_gib": sample.daemons_cpu_seconds * 2**30 / landed if landed else None,
             "completed_seconds": dict(sample.completed),
         }
 
