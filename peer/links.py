@@ -38,12 +38,12 @@ class Links:
         *,
         holdings: Callable[[], AsyncIterator[Holding]],
         on_change: Callable[[], None],
-        on_returned: Callable[[str], None],
+        on_returned: Callable[[Callable[[str], bool]], None],
     ) -> None:
         """Describe the links.
 
         `make` returns a link to an address; it is to call `changed`. `on_change` is told that other schedulers can be
-        reached than before, `on_returned` which one knows nothing any more of what it was told.
+        reached than before, `on_returned` of which versions their scheduler knows nothing any more.
         """
         self._configured = {str(place) for place in configured if not isinstance(place, DnsName)}
         self._names = tuple(place for place in configured if isinstance(place, DnsName))
@@ -58,6 +58,7 @@ class Links:
         self._scope: TaskScope | None = None
         self._told: frozenset[str] = frozenset()
         self._reached: tuple[str, ...] = ()
+        self._met: set[str] = set()
         if not self._names:
             self._asked.set()
 
@@ -115,6 +116,7 @@ class Links:
         before = self._reached
         self._reconcile()
         self._reached = tuple(sorted({link.name for link in self._links.values() if link.connected}))
+        self._met.update(self._reached)
         if self._reached == before:
             return
         self._on_change()
@@ -130,9 +132,11 @@ class Links:
         wanted: set[str] | frozenset[str]
         if lost := self._told - told if told else frozenset():
             log.info("schedulers left", schedulers=sorted(lost))
+            self._met -= lost
         if added := told - self._told:
             log.info("schedulers known", schedulers=sorted(told))
-            self._scope.spawn(self._stand_in(added), name="standing in")
+            if self._told:
+                self._scope.spawn(self._stand_in(added), name="standing in")
         self._told = told or self._told
         configured = self._configured.union(*self._resolved.values())
         if connected and told:
@@ -154,13 +158,12 @@ class Links:
         await self._announce(lambda heir, version_id: heir in heirs and _owner(before, version_id) != heir)
 
     async def _stand_in(self, added: Iterable[str]) -> None:
-        """Tell schedulers anew of the versions that they have let go of, if the heirs cannot be reached."""
+        """Tell schedulers anew of the versions that they have let go of, if the heirs were never to be reached."""
         await asyncio.sleep(STAND_IN_SECONDS)
-        missing = set(added) & self._told - set(self._reached)
+        missing = set(added) & self._told - self._met
         if missing:
             log.warning("schedulers unreachable", schedulers=sorted(missing), consequence="others stand in for them")
-            for name in self._reached:
-                self._on_returned(name)
+            self._on_returned(lambda version_id: _owner(self._told, version_id) in missing)
             await self._announce(lambda _, version_id: _owner(self._told, version_id) in missing)
 
     async def _announce(self, moved: Callable[[str, str], bool]) -> None:

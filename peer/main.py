@@ -166,7 +166,7 @@ async def _run(
                 ),
                 holdings=lambda: tasks.holdings(),
                 on_change=changed,
-                on_returned=lambda name: tasks.scheduler_returned(name),
+                on_returned=lambda forgotten: tasks.scheduler_returned(forgotten),
             )
             tasks = TaskManager(store, transfers, links, scope, secret=secret, seed=settings.seed)
             managers.append(tasks)

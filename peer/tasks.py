@@ -270,10 +270,10 @@ class TaskManager:
                     self._schedulers.left(before, version_id)
                 download.dispatch(SchedulerUp() if scheduler else SchedulerDown())
 
-    def scheduler_returned(self, name: str) -> None:
-        """Tell the downloads of a scheduler that it knows nothing of them any more."""
-        for download in tuple(self._downloads.values()):
-            if download.scheduler == name:
+    def scheduler_returned(self, forgotten: Callable[[str], bool]) -> None:
+        """Tell the downloads of the versions for which `forgotten` holds that their scheduler knows nothing of them."""
+        for version_id, download in tuple(self._downloads.items()):
+            if forgotten(version_id) and download.scheduler is not None:
                 download.dispatch(SchedulerUp())
 
     async def holdings(self) -> AsyncIterator[Holding]:
