@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,10 @@ class Order:
     filters: tuple[str, ...] = ()
     tag: str = ""
     application: str = ""
+
+
+Known = Mapping[str, tuple[Version, Checksum | None]]
+"""Versions that need not be asked for any more, and what their stores say of all their bytes, by task id."""
 
 
 @dataclass(slots=True)
@@ -78,6 +82,7 @@ class Job:
     items: list[Item] = field(default_factory=list)
     over: bool = False
     cancelled: bool = False
+    known: Known = field(default_factory=dict)
     running: asyncio.Task[None] | None = None
 
     @property

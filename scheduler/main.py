@@ -22,6 +22,7 @@ from p2p.rpc.channel import open_server
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.v1.scheduler_pb2_grpc import add_SchedulerServicer_to_server
+from scheduler.board import Board
 from scheduler.cluster import Cluster
 from scheduler.core.state import SchedulerCore
 from scheduler.driver import Driver
@@ -89,7 +90,11 @@ async def _serve(settings: SchedulerSettings) -> None:
                 await _join(cluster, driver, shared, scope)
             ready = True
             api = application(driver, secret=secret, ready=lambda: ready, state=cluster.state)
-            api.add_routes(routes(fleet, Preheats(fleet, scope), secret=secret))
+            preheats = Preheats(fleet, scope)
+            board = Board(shared, cluster.own, preheats, fleet, lambda: cluster.members) if shared else None
+            if board is not None:
+                scope.spawn(board.run(), name="preheats of all schedulers")
+            api.add_routes(routes(fleet, preheats, secret=secret, elsewhere=board))
             async with _http(api, http_socket):
                 await server.start()
                 log.info(

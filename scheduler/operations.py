@@ -2,7 +2,7 @@
 
 POST   /v1/preheats        {urls, recursive, to, pin, headers, filters, tag, application} -> 201 and the job
 GET    /v1/preheats        all jobs, a line each; GET /v1/preheats/{id}: one, by object and host
-DELETE /v1/preheats/{id}   cancels a job: running fetches stop, what landed stays
+DELETE /v1/preheats/{id}   cancels a job: running fetches stop, what landed stays (202: another scheduler will)
 GET    /v1/tasks           what the fleet holds, by version; ?prefix= of the object's canonical name or the task's id
 GET    /v1/tasks/{id}      who holds what of a task
 DELETE /v1/tasks/{id}      removes it from every host
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from aiohttp import web
 
@@ -25,7 +25,7 @@ from p2p.errors import BadRequestError, DamselflyError, StoppingError
 from p2p.fetches import HeldVersion, row_to_json
 from p2p.hostapi import Fields
 from scheduler.fleet import Fleet, Member, ask_all
-from scheduler.jobs import Job, Order
+from scheduler.jobs import Order
 from scheduler.preheat import Preheats
 
 _TASK = "{task_id:[0-9a-f]{64}}"
@@ -38,22 +38,56 @@ T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def routes(fleet: Fleet, preheats: Preheats, *, secret: ClusterSecret | None) -> list[web.RouteDef]:
+class Elsewhere(Protocol):
+    """What other schedulers do, or did; `scheduler.board.Board` is it."""
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return their jobs, a line each."""
+
+    async def detail(self, job_id: str) -> dict[str, Any] | None:
+        """Return how far one of their jobs is, or None if there is none."""
+
+    async def cancel(self, job_id: str) -> None:
+        """Have one of their jobs ended."""
+
+    def pin(self, task_id: str, pinned: bool) -> None:
+        """Remember for hosts that are away that a task is to be kept, or no more."""
+
+
+def routes(
+    fleet: Fleet, preheats: Preheats, *, secret: ClusterSecret | None, elsewhere: Elsewhere | None = None
+) -> list[web.RouteDef]:
     """Return the routes of these endpoints."""
 
     async def begin(request: web.Request) -> web.Response:
         return web.json_response(preheats.begin(await _order(request)).detail(), status=201)
 
     async def jobs(_: web.Request) -> web.Response:
-        return web.json_response({"preheats": [job.summary() for job in preheats.jobs()]})
+        others = elsewhere.summaries() if elsewhere else []
+        return web.json_response({"preheats": [*others, *(job.summary() for job in preheats.jobs())]})
 
     async def job(request: web.Request) -> web.Response:
-        return web.json_response(_known(preheats, request).detail())
+        job_id = request.match_info["job_id"]
+        if (known := preheats.job(job_id)) is not None:
+            return web.json_response(known.detail())
+        return web.json_response(await others(job_id))
 
     async def cancel(request: web.Request) -> web.Response:
-        known = _known(preheats, request)
-        await preheats.cancel(known)
-        return web.json_response(known.detail())
+        job_id = request.match_info["job_id"]
+        if (known := preheats.job(job_id)) is not None:
+            await preheats.cancel(known)
+            return web.json_response(known.detail())
+        detail = await others(job_id)
+        if elsewhere is not None:
+            await elsewhere.cancel(job_id)
+        return web.json_response(detail, status=202)
+
+    async def others(job_id: str) -> dict[str, Any]:
+        detail = await elsewhere.detail(job_id) if elsewhere else None
+        if detail is None:
+            text = json.dumps({"error": f"no preheat {job_id} is known; jobs do not outlive the only scheduler"})
+            raise web.HTTPNotFound(text=text, content_type="application/json")
+        return detail
 
     async def tasks(request: web.Request) -> web.Response:
         prefix = request.query.get("prefix", "")
@@ -70,7 +104,10 @@ def routes(fleet: Fleet, preheats: Preheats, *, secret: ClusterSecret | None) ->
         return await everywhere(request, fleet.remove)
 
     async def pin(request: web.Request) -> web.Response:
-        return await everywhere(request, lambda host, task_id: fleet.pin(host, task_id, request.method == "PUT"))
+        pinned = request.method == "PUT"
+        if elsewhere is not None:
+            elsewhere.pin(request.match_info["task_id"], pinned)
+        return await everywhere(request, lambda host, task_id: fleet.pin(host, task_id, pinned))
 
     async def everywhere(request: web.Request, act: Callable[[Member, str], Awaitable[int]]) -> web.Response:
         task_id = request.match_info["task_id"]
@@ -104,15 +141,6 @@ def _telling(handler: Handler) -> Handler:
             return web.json_response({"error": str(error)}, status=status)
 
     return telling
-
-
-def _known(preheats: Preheats, request: web.Request) -> Job:
-    job_id = request.match_info["job_id"]
-    known = preheats.job(job_id)
-    if known is None:
-        text = json.dumps({"error": f"no preheat {job_id} is known; jobs do not outlive the scheduler"})
-        raise web.HTTPNotFound(text=text, content_type="application/json")
-    return known
 
 
 async def _order(request: web.Request) -> Order:

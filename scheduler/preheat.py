@@ -23,7 +23,7 @@ from p2p.native import is_prefix
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from scheduler.fleet import AT_ONCE, Fleet, HostError, Member, ask_all
-from scheduler.jobs import Cell, Item, Job, Order, chosen
+from scheduler.jobs import Cell, Item, Job, Known, Order, chosen
 
 log = logger(__name__)
 
@@ -63,8 +63,11 @@ class Preheats:
         self._probing = asyncio.Semaphore(_PROBES_AT_ONCE)
         self._ordering = asyncio.Semaphore(AT_ONCE)
 
-    def begin(self, order: Order) -> Job:
-        """Start a job. Raises BadRequestError for what cannot be, StoppingError while too many run."""
+    def begin(self, order: Order, *, job_id: str = "", known: Known | None = None) -> Job:
+        """Start a job; under the id that it had, and with what is known, if it is taken up from another scheduler.
+
+        Raises BadRequestError for what cannot be, StoppingError while too many run.
+        """
         items = [_asked_for(url, order) for url in order.urls]
         if not items:
             raise BadRequestError("a preheat needs at least one URL")
@@ -79,7 +82,7 @@ class Preheats:
             if ended is None:
                 raise StoppingError(f"{MAX_JOBS} preheats are under way; wait for one to end, or cancel one")
             del self._jobs[ended.id]
-        job = Job(secrets.token_hex(8), order, targets)
+        job = Job(job_id or secrets.token_hex(8), order, targets, known=known or {})
         job.items = list({item.task.id: item for item in items}.values())
         self._jobs[job.id] = job
         job.running = self._scope.spawn(self._run(job), name=f"preheat {job.id}")
@@ -135,6 +138,7 @@ class Preheats:
             item.hosts = {member.host_id: Cell() for member in job.targets} if not item.error else {}
         async with asyncio.TaskGroup() as group:
             for item in job.items:
+                item.version, item.checksum = job.known.get(item.task.id, (None, None))
                 group.create_task(self._probe(item), name=f"probe of {item.task.id}")
         async with asyncio.TaskGroup() as group:
             for member in job.targets:
@@ -159,7 +163,7 @@ class Preheats:
 
     async def _probe(self, item: Item) -> None:
         """Find out which version is to be fetched; what stands in the way of that becomes the item's error."""
-        if item.error:
+        if item.error or item.version is not None:
             return
         async with self._probing:
             try:

@@ -12,7 +12,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from prometheus_client import Counter, Gauge
@@ -126,6 +126,10 @@ class Shared:
             return None
         self._is_up(True)
         return answer
+
+    async def ask(self, *command: str | int) -> Any:
+        """Return Redis' answer to one command; None as `call` does, and where Redis itself says so."""
+        return await self.call(lambda redis: redis.execute_command(*command))  # type: ignore[no-untyped-call]
 
     async def lease(self, key: str, name: str, seconds: float) -> tuple[str, ...] | None:
         """Take or renew a lease under `key`; return the names of all that have one, in order, or None."""
