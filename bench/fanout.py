@@ -67,7 +67,7 @@ class Sample:
     wrong: tuple[str, ...]
     lost: tuple[str, ...]
     origin_bytes: int
-    seed_bytes: int | None
+    seed_bytes: int
     scheduler_events: int | None
     cpu_idle_share: float
     daemons_cpu_seconds: float
@@ -184,8 +184,8 @@ class Field:
         idle, total = idle_after - idle, total_after - total
         cpu, own_cpu = sum(child.cpu_seconds() for child in children) - cpu, time.process_time() - own_cpu
         killed = {PARENT: _VICTIM, SEED: THE_SEED}.get(name) if happened is not None else None
-        seed_alive = killed != THE_SEED
-        seed_bytes = (self._uploaded(THE_SEED) if seed_alive else self._seed_sent) - before
+        # A seed that was killed says no more; it was asked right before.
+        seed_bytes = (self._seed_sent if killed == THE_SEED else self._uploaded(THE_SEED)) - before
         later = self._scheduler_events()
         with self._inside_control():
             stats = self._origin.stats()

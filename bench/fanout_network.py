@@ -102,19 +102,18 @@ class Plan:
 
 
 def unavailable() -> str | None:
-    """Return why this process cannot make namespaces, None if it can."""
+    """Return why this process cannot make such a network, None if it can: it makes a small one."""
     missing = [program for program in ("ip", "tc") if shutil.which(program) is None]
     if missing:
         return f"{' and '.join(missing)} (iproute2) not found"
     if os.geteuid() != 0:
         return "not root"
-    probe = f"{_own_prefix()}-probe"
     try:
-        _ip("netns", "add", probe)
-        _ip("netns", "del", probe)
-    except NetworkError as error:
+        # Root in a container may not, and a kernel may lack veth, bridges or tbf.
+        with Network(["probe"], 1e6):
+            return None
+    except (NetworkError, OSError) as error:
         return str(error)
-    return None
 
 
 class Network:
