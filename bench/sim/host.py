@@ -6,25 +6,23 @@ has landed. Bytes do not exist: a piece is its index, and its digest is made of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.sim.network import Flow, Link, Network
+from bench.sim.network import Link
+from bench.sim.reports import Reports
+from bench.sim.transfer import Transfer, Watching
 from p2p.control import (
     Assignment,
-    Failed,
     FailureReason,
+    Following,
     Hello,
     Holding,
     Holdings,
-    Landed,
     PeerMessage,
     Progress,
     SchedulerMessage,
 )
-from p2p.pieces import Bitmap
+from p2p.pieces import Bitmap, Span
 from peer.core.download import DownloadCore
 from peer.core.messages import (
     AbortTransfer,
@@ -32,8 +30,11 @@ from peer.core.messages import (
     Command,
     Disinterest,
     Event,
+    Followed,
     GiveUp,
     Interest,
+    ParentHas,
+    ParentLost,
     PieceLanded,
     SchedulerDown,
     SchedulerUp,
@@ -41,8 +42,10 @@ from peer.core.messages import (
     Tell,
     Tick,
     TransferEnded,
+    Unwatch,
+    Watch,
 )
-from peer.download.driver import REPORT_SECONDS, WORKING_SECONDS, joined
+from peer.download.driver import WORKING_SECONDS
 
 if TYPE_CHECKING:
     from bench.sim.swarm import SimulatedSwarm
@@ -53,34 +56,6 @@ _READER = 1
 def digest_of(index: int) -> bytes:
     """Return the digest of a piece's right bytes."""
     return index.to_bytes(16, "big")
-
-
-@dataclass(slots=True, eq=False)
-class Transfer:
-    """One transfer under way; `delay` (seconds) is one way between the two hosts."""
-
-    child: SimulatedHost
-    command: StartTransfer
-    delay: float
-    parent: SimulatedHost | None = None
-    """Who serves it, as long as that takes one of its upload slots."""
-    flow: Flow | None = None
-    over: bool = False
-    """Whether the child will hear, or has heard, that it is over."""
-
-    def cut(self, network: Network) -> None:
-        """Send no more of it, and free what it occupies."""
-        self.over = True
-        if self.flow is not None:
-            network.stop(self.flow)
-            self.flow = None
-        self.release()
-
-    def release(self) -> None:
-        """Give the upload slot back."""
-        if self.parent is not None:
-            del self.parent.uploads[self]
-            self.parent = None
 
 
 class SimulatedHost:
@@ -106,6 +81,8 @@ class SimulatedHost:
         self.downlink = Link(rate)
         self.uploads: dict[Transfer, None] = {}
         """What it is sending, as the piece server counts it: one slot each."""
+        self.followers: dict[Watching, None] = {}
+        """Who hears which of its pieces land."""
         self._swarm = swarm
         self._scenario = swarm.scenario
         self._clock = swarm.clock
@@ -114,23 +91,30 @@ class SimulatedHost:
         self.core = DownloadCore(swarm.version, layout, landed, scheduler=True, seed=seed)
         self._up, self.down = swarm.channel(), swarm.channel()
         self._transfers: dict[int, Transfer] = {}
-        self._landed: list[Landed] = []
-        self._failed: list[Failed] = []
-        self._report = 0
-        """Number of the report that is being put together; a timer for an earlier one has nothing to do."""
-        self._report_due = False
+        self._watched: dict[str, Watching] = {}
+        self.reports = Reports(swarm.clock, swarm.version.id, self._send)
         self._timer_at: float | None = None
         self._working = False
         self._connected = True
         self._done = False
         self._front = 0
 
-    def join(self) -> None:
-        """Open a session with the scheduler, say what is held here, and ask for the file unless this is a seed."""
-        self._introduce()
-        if not self.seed:
-            layout = self._scenario.layout
-            self._dispatch(Interest(_READER, layout.everything(), self._swarm.source))
+    @property
+    def hello(self) -> Hello:
+        """What opens its session."""
+        return Hello(self.id, f"{self.id}:1", self.seed, self._scenario.upload_slots, {"zone": str(self.zone)})
+
+    @property
+    def holdings(self) -> Holdings | None:
+        """What it says of what it holds, if that is anything."""
+        landed = self.core.landed
+        if not landed:
+            return None
+        return Holdings((Holding(self._swarm.version, landed.copy(), tuple(map(digest_of, landed))),))
+
+    def want(self) -> None:
+        """Let a client ask for the whole file."""
+        self._dispatch(Interest(_READER, self._scenario.layout.everything(), self._swarm.source))
 
     def die(self) -> None:
         """Vanish: connections break, and others notice when they hear of that."""
@@ -141,12 +125,24 @@ class SimulatedHost:
         for transfer in tuple(self.uploads):
             transfer.cut(self._swarm.network)
             transfer.child.ending(transfer, FailureReason.UNREACHABLE)
+        for watching in tuple(self._watched.values()):
+            watching.over = True
+            watching.parent.followers.pop(watching, None)
+        for watching in tuple(self.followers):
+            self._clock.after(self._delay(), watching.child.lose_parent, watching, FailureReason.UNREACHABLE)
         self._up.send(self._swarm.scheduler.lose, self.id, surely=True)
 
     def hear(self, message: SchedulerMessage) -> None:
         """Take what the scheduler says."""
-        if self.alive and self._connected and isinstance(message, Assignment):
-            self._dispatch(Assigned(message))
+        if not self.alive or not self._connected:
+            return
+        match message:
+            case Assignment():
+                self._dispatch(Assigned(message))
+            case Following():
+                self._dispatch(Followed(message))
+            case _:
+                pass
 
     def lose_scheduler(self) -> None:
         """Notice that the scheduler is gone."""
@@ -158,14 +154,23 @@ class SimulatedHost:
         """Notice that there is a scheduler again, and tell it everything."""
         self._connected = True
         if self.alive:
-            self._introduce()
+            self.introduce()
             self._dispatch(SchedulerUp())
+
+    def introduce(self) -> None:
+        """Open a session with the scheduler and say what is held here."""
+        self._send(self.hello, surely=True)
+        holdings = self.holdings
+        if holdings is not None:
+            self._send(holdings, surely=True)
+
+    # As a parent
 
     def serve(self, transfer: Transfer) -> None:
         """Answer a child's request as the piece server does: with the pieces, or with why not."""
         if transfer.over:
             return
-        child, span = transfer.child, transfer.command.span
+        swarm, child, span = self._swarm, transfer.child, transfer.command.span
         reason: FailureReason | None = None
         if not self.alive:
             reason = FailureReason.UNREACHABLE
@@ -179,41 +184,15 @@ class SimulatedHost:
             return
         transfer.parent = self
         self.uploads[transfer] = None
-        self._swarm.record.most_uploads = max(self._swarm.record.most_uploads, len(self.uploads))
-        child.receive(transfer, self._swarm.path(self, child), partial(self._sent, transfer))
+        if len(self.uploads) > swarm.record.most_uploads:
+            swarm.record.most_uploads = len(self.uploads)
+        child.receive(transfer, swarm.path(self, child))
 
-    def receive(self, transfer: Transfer, links: tuple[Link, ...], arrived: Callable[[int], None]) -> None:
-        """Let the transfer's pieces flow over `links`; `arrived` gets the position of each in its span."""
-        layout = self.core.layout
-        sizes = [layout.size(index) for index in transfer.command.span]
-        transfer.flow = self._swarm.network.start(
-            links, sizes, arrived=arrived, ended=partial(self._all_sent, transfer)
-        )
-
-    def landing(self, transfer: Transfer, index: int) -> None:
-        """Let a piece that is on its way arrive, and be verified and recorded."""
-        self._clock.after(transfer.delay + self._scenario.landing_seconds, self._land, transfer, index)
-
-    def ending(self, transfer: Transfer, reason: FailureReason | None) -> None:
-        """Let the end of a transfer arrive, after what has been sent of it before."""
-        self._clock.after(transfer.delay + self._scenario.landing_seconds, self.ended, transfer, reason)
-
-    def ended(self, transfer: Transfer, reason: FailureReason | None) -> None:
-        """Notice that a transfer is over."""
-        if not self.alive:
-            return
-        del self._transfers[transfer.command.transfer]
-        if reason is not None:
-            refusals = self._swarm.record.refusals
-            refusals[reason.name.lower()] = refusals.get(reason.name.lower(), 0) + 1
-        self._dispatch(TransferEnded(transfer.command.transfer, reason, reason.name if reason else ""))
-
-    # As a parent
-
-    def _sent(self, transfer: Transfer, position: int) -> None:
+    def sent(self, transfer: Transfer, position: int) -> None:
+        """Note that the piece at this position of a transfer's span has left."""
         swarm, child, span = self._swarm, transfer.child, transfer.command.span
         index = span.start + position
-        size = self.core.layout.size(index)
+        size = swarm.sizes[index]
         swarm.record.upload(self.number, size, self._clock.now)
         if self.seed:
             swarm.record.seed_bytes += size
@@ -229,26 +208,96 @@ class SimulatedHost:
             return
         child.landing(transfer, index)
 
+    def follow(self, watching: Watching) -> None:
+        """Answer a child that asks to hear of some stripes: with all that is held of them, then each landing."""
+        if watching.over:
+            return
+        if not self.alive:
+            self._clock.after(self._delay(), watching.child.lose_parent, watching, FailureReason.UNREACHABLE)
+            return
+        self.followers[watching] = None
+        held = watching.pieces(self.core.landed.size) & self.core.landed
+        if held:
+            self._announce(watching, held.spans())
+
+    def unfollow(self, watching: Watching) -> None:
+        """Notice that a child wants to hear no more."""
+        self.followers.pop(watching, None)
+
+    def announce(self, index: int) -> None:
+        """Tell the followers of a piece's stripe that it has landed."""
+        for watching in self.followers:
+            if index % watching.of in watching.stripes:
+                self._announce(watching, self._swarm.alone[index])
+
+    def _announce(self, watching: Watching, spans: tuple[Span, ...]) -> None:
+        at = max(watching.through, self._clock.now + self._delay())
+        watching.through = at
+        self._clock.at(at, watching.child.hear_parent, watching, spans)
+
+    def _delay(self) -> float:
+        """Return half a round trip with its jitter, in seconds."""
+        return self._scenario.rtt / 2 * (1 + self._scenario.jitter * self._swarm.random.random())
+
     # As a child
 
-    def _all_sent(self, transfer: Transfer) -> None:
-        transfer.flow = None
-        if not transfer.over:
+    def receive(self, transfer: Transfer, links: tuple[Link, ...]) -> None:
+        """Let the transfer's pieces flow over `links`."""
+        sizes = [self._swarm.sizes[index] for index in transfer.command.span]
+        transfer.flow = self._swarm.network.start(links, sizes, arrived=transfer.arrived)
+
+    def landing(self, transfer: Transfer, index: int) -> None:
+        """Let a piece that is on its way arrive, and be verified and recorded; the last one ends the transfer."""
+        at = self._clock.now + transfer.delay + self._scenario.landing_seconds
+        last = index == transfer.command.span.stop - 1
+        if last:
+            transfer.flow = None
             transfer.over = True
             transfer.release()
-            self.ending(transfer, None)
+        self._clock.at(at, self._land, transfer, index, last)
 
-    def _land(self, transfer: Transfer, index: int) -> None:
+    def ending(self, transfer: Transfer, reason: FailureReason | None) -> None:
+        """Let the end of a transfer arrive, after what has been sent of it before."""
+        self._clock.after(transfer.delay + self._scenario.landing_seconds, self.ended, transfer, reason)
+
+    def ended(self, transfer: Transfer, reason: FailureReason | None) -> None:
+        """Notice that a transfer is over."""
+        if not self.alive:
+            return
+        del self._transfers[transfer.command.transfer]
+        if reason is not None:
+            refusals = self._swarm.record.refusals
+            refusals[reason.name.lower()] = refusals.get(reason.name.lower(), 0) + 1
+        self._dispatch(TransferEnded(transfer.command.transfer, reason, reason.name if reason else ""))
+
+    def hear_parent(self, watching: Watching, spans: tuple[Span, ...]) -> None:
+        """Take what a followed parent announces."""
+        if self.alive and not watching.over:
+            self._dispatch(ParentHas(watching.parent.id, spans))
+
+    def lose_parent(self, watching: Watching, reason: FailureReason) -> None:
+        """Notice that a followed parent announces nothing any more."""
+        if self.alive and not watching.over:
+            watching.over = True
+            del self._watched[watching.parent.id]
+            self._dispatch(ParentLost(watching.parent.id, reason, reason.name))
+
+    def _land(self, transfer: Transfer, index: int, last: bool) -> None:
         if not self.alive:
             return
         swarm = self._swarm
         swarm.record.landing(self.number, index, self._clock.now)
-        self._dispatch(PieceLanded(transfer.command.transfer, index, digest_of(index)))
+        self._apply(PieceLanded(transfer.command.transfer, index, swarm.digests[index]))
+        if last:
+            del self._transfers[transfer.command.transfer]
+            self._apply(TransferEnded(transfer.command.transfer))
+        self._settle()
+        self.announce(index)
         landed = self.core.landed
         while self._front in landed:
             self._front += 1
         swarm.record.contiguous += self._front / len(landed)
-        if landed.full and not self.seed and not self._done:
+        if not self._done and landed.full and not self.seed:
             self._done = True
             swarm.completed(self)
             self._dispatch(Disinterest(_READER))
@@ -256,10 +305,16 @@ class SimulatedHost:
     # What the driver does
 
     def _dispatch(self, event: Event) -> None:
+        self._apply(event)
+        self._settle()
+
+    def _apply(self, event: Event) -> None:
         for command in self.core.apply(event, now=self._clock.now):
             self._carry_out(command)
         if self._swarm.checking:
             self.core.check_invariants()
+
+    def _settle(self) -> None:
         deadline = self.core.next_deadline()
         if deadline is not None and (self._timer_at is None or deadline < self._timer_at):
             self._timer_at = deadline
@@ -272,17 +327,30 @@ class SimulatedHost:
         match command:
             case StartTransfer():
                 self._start(command)
+            case Tell(message, soon):
+                self.reports.tell(message, soon=soon)
             case AbortTransfer(number):
                 transfer = self._transfers.get(number)
                 if transfer is not None and not transfer.over:
                     transfer.cut(self._swarm.network)
                     # What has arrived by now is recorded before anything else may write there.
                     self.ending(transfer, None)
-            case Tell(message):
-                self._tell(message)
+            case Watch():
+                self._unwatch(command.parent_id)
+                watching = Watching(self, self._swarm.hosts[command.parent_id], command)
+                self._watched[command.parent_id] = watching
+                self._clock.after(self._delay(), watching.parent.follow, watching)
+            case Unwatch(parent_id):
+                self._unwatch(parent_id)
             case GiveUp(_, detail):
                 self._done = True
                 self._swarm.failed(self, detail)
+
+    def _unwatch(self, parent_id: str) -> None:
+        watching = self._watched.pop(parent_id, None)
+        if watching is not None:
+            watching.over = True
+            self._clock.after(self._delay(), watching.parent.unfollow, watching)
 
     def _start(self, command: StartTransfer) -> None:
         swarm = self._swarm
@@ -290,8 +358,7 @@ class SimulatedHost:
             transfer = self._transfers[command.transfer] = Transfer(self, command, self._scenario.rtt / 2)
             self._clock.after(self._scenario.origin_latency, swarm.origin.serve, transfer)
             return
-        jitter = 1 + self._scenario.jitter * swarm.random.random()
-        transfer = self._transfers[command.transfer] = Transfer(self, command, self._scenario.rtt / 2 * jitter)
+        transfer = self._transfers[command.transfer] = Transfer(self, command, self._delay())
         self._clock.after(transfer.delay, swarm.hosts[command.parent_id].serve, transfer)
 
     def _tick(self, at: float) -> None:
@@ -307,42 +374,11 @@ class SimulatedHost:
             return
         self._dispatch(Tick())
 
-    def _tell(self, message: PeerMessage) -> None:
-        if not isinstance(message, Progress):
-            self._flush()
-            self._send(message)
-            return
-        self._landed += message.landed
-        self._failed += message.failed
-        if not self._report_due:
-            self._report_due = True
-            self._clock.after(REPORT_SECONDS, self._report_after, self._report)
-
-    def _report_after(self, number: int) -> None:
-        if number == self._report:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._report += 1
-        self._report_due = False
-        if self._landed or self._failed:
-            self._send(Progress(self._swarm.version.id, tuple(joined(self._landed)), tuple(self._failed)))
-            self._landed, self._failed = [], []
-
     def _still_working(self) -> None:
         self._working = bool(self._transfers) and self.alive
         if self._working:
             self._send(Progress(self._swarm.version.id))
             self._clock.after(WORKING_SECONDS, self._still_working)
-
-    def _introduce(self) -> None:
-        labels = {"zone": str(self.zone)}
-        hello = Hello(self.id, f"{self.id}:1", self.seed, self._scenario.upload_slots, labels)
-        self._send(hello, surely=True)
-        landed = self.core.landed
-        if landed:
-            digests = tuple(digest_of(index) for index in landed)
-            self._send(Holdings((Holding(self._swarm.version, landed.copy(), digests),)), surely=True)
 
     def _send(self, message: PeerMessage, *, surely: bool = False) -> None:
         if self._connected and self.alive:

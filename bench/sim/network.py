@@ -72,7 +72,7 @@ class Flow:
         links: tuple[Link, ...],
         sizes: Sequence[int],
         arrived: Callable[[int], None],
-        ended: Callable[[], None],
+        ended: Callable[[], None] | None,
     ) -> None:
         self.links = links
         self.sizes = sizes
@@ -92,7 +92,8 @@ class Flow:
 
     def ended(self) -> None:
         """Tell whom it concerns that the last piece is through."""
-        self._ended()
+        if self._ended is not None:
+            self._ended()
 
 
 class Network:
@@ -109,7 +110,7 @@ class Network:
         sizes: Sequence[int],
         *,
         arrived: Callable[[int], None],
-        ended: Callable[[], None],
+        ended: Callable[[], None] | None = None,
     ) -> Flow:
         """Send pieces of `sizes` bytes over `links`; `arrived` gets the position of each in `sizes`, then `ended`."""
         flow = Flow(links, sizes, arrived, ended)

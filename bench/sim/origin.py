@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.sim.host import Transfer
 from bench.sim.network import Link
+from bench.sim.transfer import Transfer
 
 if TYPE_CHECKING:
     from bench.sim.swarm import SimulatedSwarm
@@ -25,11 +24,13 @@ class SimulatedOrigin:
             return
         connection = Link(self._swarm.scenario.origin_connection_rate)
         child = transfer.child
-        child.receive(transfer, (self._link, connection, child.downlink), partial(self._sent, transfer))
+        transfer.origin = self
+        child.receive(transfer, (self._link, connection, child.downlink))
 
-    def _sent(self, transfer: Transfer, position: int) -> None:
+    def sent(self, transfer: Transfer, position: int) -> None:
+        """Note that the piece at this position of a transfer's span has left."""
         index = transfer.command.span.start + position
         record = self._swarm.record
         record.origin_pieces[index] = record.origin_pieces.get(index, 0) + 1
-        record.origin_bytes += self._swarm.scenario.layout.size(index)
+        record.origin_bytes += self._swarm.sizes[index]
         transfer.child.landing(transfer, index)

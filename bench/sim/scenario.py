@@ -24,18 +24,25 @@ class Arrivals(StrEnum):
 class CostModel:
     """How long the simulated scheduler is busy: constants, so that a run does not depend on this machine.
 
-    A message costs what grpc.aio takes for it (20,000 a second), a landed piece what the core is to take for it (50,000
-    a second), and a part that is assigned as much. These are the aims: the report shows beside them what the core took
-    in fact. 0 for all makes the scheduler free, which shows how much of a result is its fault.
+    A message costs what grpc.aio takes for it (20,000 a second), a landed span what the core is to take for it (50,000
+    a second), and a part that is assigned as much; a host's place in the trees a little more. These are the aims: the
+    report shows beside them what the core took in fact. 0 for all makes the scheduler free, which shows how much of a
+    result is its fault.
     """
 
     message_seconds: float = 50e-6
-    piece_seconds: float = 20e-6
+    span_seconds: float = 20e-6
     part_seconds: float = 20e-6
+    placement_seconds: float = 60e-6
 
     def scaled(self, factor: float) -> CostModel:
         """Return the model of a scheduler that takes `factor` times as long."""
-        return CostModel(self.message_seconds * factor, self.piece_seconds * factor, self.part_seconds * factor)
+        return CostModel(
+            message_seconds=self.message_seconds * factor,
+            span_seconds=self.span_seconds * factor,
+            part_seconds=self.part_seconds * factor,
+            placement_seconds=self.placement_seconds * factor,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import time
 from random import Random
 from typing import TYPE_CHECKING
 
-from p2p.control import Assignment, PeerMessage
+from p2p.control import Assignment, Following, PeerMessage
 from scheduler.core.messages import (
     Command,
     Disconnect,
@@ -28,6 +28,7 @@ from scheduler.core.messages import (
 from scheduler.core.state import SchedulerCore
 
 if TYPE_CHECKING:
+    from bench.sim.host import SimulatedHost
     from bench.sim.swarm import SimulatedSwarm
 
 JOURNAL_SECONDS = 1e-3
@@ -54,6 +55,15 @@ class SimulatedScheduler:
     def hear(self, host_id: str, message: PeerMessage) -> None:
         """Take a message from a host."""
         self._put(event_of(host_id, message))
+
+    def know(self, host: SimulatedHost) -> None:
+        """Take a session that stood, and what was said on it, before the run began."""
+        said: list[PeerMessage] = [host.hello]
+        if host.holdings is not None:
+            said.append(host.holdings)
+        for message in said:
+            for command in self._core.apply(event_of(host.id, message), now=self._clock.now):
+                self._obey(command)
 
     def lose(self, host_id: str) -> None:
         """Notice that a host's connection is broken."""
@@ -97,13 +107,14 @@ class SimulatedScheduler:
     def _hearing_seconds(self, event: Event) -> float:
         if not isinstance(event, Progressed):
             return self._cost.message_seconds
-        pieces = sum(len(landed.span) for landed in event.progress.landed)
-        return self._cost.message_seconds + pieces * self._cost.piece_seconds
+        return self._cost.message_seconds + len(event.progress.landed) * self._cost.span_seconds
 
     def _saying_seconds(self, command: Command) -> float:
         match command:
             case Send(message=Assignment(parts=parts)):
                 return self._cost.message_seconds + len(parts) * self._cost.part_seconds
+            case Send(message=Following()):
+                return self._cost.message_seconds + self._cost.placement_seconds
             case Send():
                 return self._cost.message_seconds
             case _:

@@ -13,6 +13,7 @@ from bench.sim.scenario import Scenario
 from bench.sim.scheduler import SimulatedScheduler
 from p2p.control import Source
 from p2p.errors import DamselflyError
+from p2p.pieces import Span
 from p2p.stores import Store
 from p2p.versions import ValidatorKind, Version
 
@@ -33,14 +34,22 @@ class SimulatedSwarm:
         self.record = Record(slice_seconds=scenario.single_node_seconds / 50)
         self.version = Version("0" * 64, scenario.size, ValidatorKind.ETAG, '"simulated"')
         self.source = Source("http://origin.invalid/object", store=Store.HTTP)
+        pieces = range(scenario.layout.count)
+        self.sizes = [scenario.layout.size(index) for index in pieces]
+        """The length of each piece in bytes."""
+        self.digests = [digest_of(index) for index in pieces]
+        self.alone = [(Span(index, index + 1),) for index in pieces]
+        """Each piece as the spans of an announcement."""
         self.journal: dict[int, bytes] = {}
         if scenario.warm:
-            self.journal = {index: digest_of(index) for index in range(scenario.layout.count)}
+            self.journal = dict(enumerate(self.digests))
         self.scheduler = SimulatedScheduler(self)
         self.origin = SimulatedOrigin(self)
         self.hosts: dict[str, SimulatedHost] = {}
         self._waiting: dict[SimulatedHost, None] = {}
         """Nodes whose clients have not got the whole file yet; those that came for dead ones are not waited for."""
+        self._living: dict[SimulatedHost, None] = {}
+        """Nodes that have come and are not dead."""
         self._arrivals = 0
         self._slow = scenario.some(scenario.stragglers, self.random)
         self._corrupting = scenario.some(scenario.byzantine, self.random)
@@ -51,9 +60,13 @@ class SimulatedSwarm:
         """Let it happen, until every client has the file, has failed, or is dead. Raises SimulationError."""
         scenario = self.scenario
         for _ in range(scenario.seeds):
-            self._host(seed=True, rate=scenario.rate).join()
-        for at in scenario.arrival_times(self.random):
-            self.clock.at(at, self._arrive)
+            self._host(seed=True, rate=scenario.rate)
+        nodes = [self._node(number) for number in range(scenario.nodes)]
+        for host in self.hosts.values():
+            # Daemons run for long before anybody asks for anything.
+            self.scheduler.know(host)
+        for node, at in zip(nodes, scenario.arrival_times(self.random), strict=True):
+            self.clock.at(at, self._arrive, node)
         if scenario.restart_at is not None:
             self.clock.at(scenario.restart_at, self._kill_scheduler)
         if scenario.churn:
@@ -102,30 +115,41 @@ class SimulatedSwarm:
         self.hosts[host.id] = host
         return host
 
-    def _arrive(self, *, successor: bool = False) -> None:
+    def _node(self, number: int) -> SimulatedHost:
         scenario = self.scenario
-        slow = not successor and self._arrivals in self._slow
-        corrupts = not successor and self._arrivals in self._corrupting
-        host = self._host(rate=scenario.rate / 10 if slow else scenario.rate, corrupts=corrupts)
-        self.record.arrived[host.number] = self.clock.now
-        if slow or successor:
+        slow = number in self._slow
+        host = self._host(rate=scenario.rate / 10 if slow else scenario.rate, corrupts=number in self._corrupting)
+        if slow:
             self.record.unhealthy.add(host.number)
-        if not successor:
-            self._arrivals += 1
-            self._waiting[host] = None
-        host.join()
+        return host
+
+    def _arrive(self, host: SimulatedHost) -> None:
+        self._arrivals += 1
+        self._living[host] = None
+        self._waiting[host] = None
+        self.record.arrived[host.number] = self.clock.now
+        host.want()
+
+    def _succeed(self) -> None:
+        """Let a fresh host come instead of a dead one; nobody waits for it."""
+        host = self._host(rate=self.scenario.rate)
+        self._living[host] = None
+        self.record.arrived[host.number] = self.clock.now
+        self.record.unhealthy.add(host.number)
+        host.introduce()
+        host.want()
 
     def _until_next_death(self) -> float:
         return self.random.expovariate(self.scenario.churn * self.scenario.nodes / 60)
 
     def _churn(self) -> None:
-        victims = [host for host in self.hosts.values() if host.alive and not host.seed]
-        if victims:
-            victim = self.random.choice(victims)
+        if self._living:
+            victim = self.random.choice(tuple(self._living))
+            del self._living[victim]
             victim.die()
             self._waiting.pop(victim, None)
             self.record.unhealthy.add(victim.number)
-            self._arrive(successor=True)
+            self._succeed()
         self.clock.after(self._until_next_death(), self._churn)
 
     def _kill_scheduler(self) -> None:

@@ -1,0 +1,74 @@
+"""Transfers between simulated hosts, and streams on which parents announce what they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.sim.network import Flow, Network
+from p2p.pieces import Bitmap
+from peer.core.messages import StartTransfer, Watch
+
+if TYPE_CHECKING:
+    from bench.sim.host import SimulatedHost
+    from bench.sim.origin import SimulatedOrigin
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """One transfer under way; `delay` (seconds) is one way between the two hosts."""
+
+    child: SimulatedHost
+    command: StartTransfer
+    delay: float
+    parent: SimulatedHost | None = None
+    """Who serves it, as long as that takes one of its upload slots."""
+    origin: SimulatedOrigin | None = None
+    """Set if that serves it."""
+    flow: Flow | None = None
+    over: bool = False
+    """Whether the child will hear, or has heard, that it is over."""
+
+    def arrived(self, position: int) -> None:
+        """Note that the piece at this position of the span has left; the last one ends the transfer."""
+        if self.parent is not None:
+            self.parent.sent(self, position)
+        elif self.origin is not None:
+            self.origin.sent(self, position)
+
+    def cut(self, network: Network) -> None:
+        """Send no more of it, and free what it occupies."""
+        self.over = True
+        if self.flow is not None:
+            network.stop(self.flow)
+            self.flow = None
+        self.release()
+
+    def release(self) -> None:
+        """Give the upload slot back."""
+        if self.parent is not None:
+            del self.parent.uploads[self]
+            self.parent = None
+
+
+class Watching:
+    """A child's open request for what a parent announces of some stripes; messages on it keep their order."""
+
+    __slots__ = ("child", "of", "over", "parent", "stripes", "through")
+
+    def __init__(self, child: SimulatedHost, parent: SimulatedHost, command: Watch) -> None:
+        self.child = child
+        self.parent = parent
+        self.stripes = frozenset(command.stripes)
+        self.of = command.of
+        self.over = False
+        self.through = 0.0
+        """When the latest message arrives."""
+
+    def pieces(self, count: int) -> Bitmap:
+        """Return all pieces of these stripes of a version of `count`."""
+        chosen = Bitmap(count)
+        for stripe in self.stripes:
+            for index in range(stripe, count, self.of):
+                chosen.add_piece(index)
+        return chosen
