@@ -80,10 +80,14 @@ class Board:
         """Look again and again, for ever."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._shared.up:
-                await self._tend()
-                await self._look()
-                await self._pin_newcomers()
+            await self.look()
+
+    async def look(self) -> None:
+        """Look after everything once, unless Redis is away."""
+        if self._shared.up:
+            await self._tend()
+            await self._look_after_others()
+            await self._pin_newcomers()
 
     async def _tend(self) -> None:
         """Renew the leases of this scheduler's jobs, write down how far they are, and end those that are to end."""
@@ -117,7 +121,7 @@ class Board:
         if not before:
             self._shared.write(("ZADD", _JOBS, int(time.time()), job.id), ("ZREMRANGEBYRANK", _JOBS, 0, -_LISTED - 1))
 
-    async def _look(self) -> None:
+    async def _look_after_others(self) -> None:
         """Read what other schedulers' jobs are like, and take up what nobody looks after."""
         listed = await self._shared.ask("ZRANGE", _JOBS, 0, -1)
         ids = [each.decode() for each in listed or ()]

@@ -27,6 +27,7 @@ from p2p.control import (
     PeerMessage,
     Progress,
     SchedulerMessage,
+    Schedulers,
     SeedHost,
     Seeds,
     Source,
@@ -90,7 +91,8 @@ def holdings(draw: st.DrawFn) -> Holding:
     bitmap = Bitmap(count)
     for index in draw(st.sets(st.integers(0, count - 1))) if count else ():
         bitmap.add_piece(index)
-    return Holding(version, bitmap, digests(len(bitmap)))
+    fetching = draw(st.lists(spans(count), max_size=2)) if count else []
+    return Holding(version, bitmap, digests(len(bitmap)), tuple(fetching))
 
 
 @st.composite
@@ -137,9 +139,11 @@ peer_messages: st.SearchStrategy[PeerMessage] = st.one_of(
     st.builds(OriginUse, st.lists(loads, max_size=3).map(tuple)),
 )
 seed_hosts = st.builds(SeedHost, host_ids, st.sampled_from(["10.0.0.1:65002", "node-1.cluster:1"]))
+addresses = st.sampled_from(["10.0.0.1:8002", "scheduler-1.cluster:1", "[fe80::1]:8002"])
 rates = st.none() | st.floats(0, 1e12)
 orders: st.SearchStrategy[SchedulerMessage] = st.one_of(
     st.builds(Seeds, st.lists(seed_hosts, max_size=3).map(tuple)),
+    st.builds(Schedulers, addresses, st.lists(addresses, max_size=3).map(tuple)),
     st.builds(Verify, version_ids),
     st.builds(Condemned, version_ids, texts),
     st.builds(Allowance, origins, st.none() | st.integers(0, 1000), rates, rates, counts),

@@ -1,0 +1,178 @@
+"""Several schedulers with a real Redis: one is killed, one comes, Redis goes, all in the middle of downloads.
+
+No download fails, every byte is right, and the origin sends none twice.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cluster import LocalCluster
+from bench.origin_client import OriginClient, RemoteObject, running_origin
+from bench.reader import Reader
+from tests.support.redis import RedisServer, running_redis
+
+MIB = 1024 * 1024
+SIZE = 96 * MIB
+PIECE = 4 * MIB
+OBJECTS = 6
+PEERS = ("peer-1", "peer-2", "peer-3")
+HOSTS = ("seed-1", "seed-2", *PEERS)
+PASSWORD = "not-to-be-logged"
+DEADLINE = 60.0
+
+
+@dataclass
+class Fixture:
+    origin: OriginClient
+    redis: RedisServer
+    cluster: LocalCluster
+
+    def ready(self, name: str) -> dict[str, Any]:
+        """What a daemon's /readyz says."""
+        connection = http.client.HTTPConnection(self.cluster[name].addresses["http"], timeout=DEADLINE)
+        with contextlib.closing(connection):
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            assert answer.status == 200
+            body: dict[str, Any] = json.loads(answer.read())
+            return body
+
+    def metric(self, name: str, metric: str) -> float:
+        connection = http.client.HTTPConnection(self.cluster[name].addresses["http"], timeout=DEADLINE)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{metric} ", f"{metric}{{")))
+
+    def of_hosts(self, metric: str) -> float:
+        return sum(self.metric(name, metric) for name in HOSTS)
+
+    def wait(self, what: str, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not holds():
+            assert time.monotonic() < deadline, f"in vain: {what}"
+            self.ready("peer-1")
+
+    def wait_schedulers(self, count: int, *names: str) -> None:
+        """Return when these schedulers know of `count`, and every host has a session with as many."""
+        for name in names:
+            self.wait_ready(name, lambda state: len(state["schedulers"]) == count)
+        for name in HOSTS:
+            self.wait_ready(name, lambda state: list(state["schedulers"].values()) == ["connected"] * count)
+
+    def wait_ready(self, name: str, holds: Callable[[dict[str, Any]], bool]) -> None:
+        """Return when what a daemon's /readyz says is as it is to be."""
+        self.wait(f"{name} is as it should be", lambda: holds(self.ready(name)))
+
+    def in_mid_swarm(self, happens: Callable[[], object], *, prefix: str = "model") -> None:
+        """Read fresh objects everywhere at once, let something happen in the middle, and check what came of it."""
+        things = [self.origin.create(f"{prefix}-{number}", SIZE, seed=number) for number in range(OBJECTS)]
+        before = self.origin.stats()
+        hedges = self.of_hosts("damselfly_origin_hedges_total")
+        landed = self.of_hosts('damselfly_downloaded_bytes_total{source="origin"}')
+        total = SIZE * OBJECTS
+
+        def read(thing: RemoteObject, peer: str) -> None:
+            reading = Reader(stall_seconds=DEADLINE).read(thing.url, proxy=self.cluster[peer].addresses["proxy"])
+            assert (reading.length, reading.xxh3_128) == (thing.length, thing.xxh3_128)
+
+        with concurrent.futures.ThreadPoolExecutor(OBJECTS * len(PEERS)) as pool:
+            reading = [pool.submit(read, thing, peer) for thing in things for peer in PEERS]
+            self.wait("a third has left the origin", lambda: self.origin.stats().since(before).body_bytes > total / 3)
+            happens()
+            for future in reading:
+                future.result(timeout=2 * DEADLINE)
+        after = self.origin.stats().since(before)
+        assert self.of_hosts('damselfly_downloaded_bytes_total{source="origin"}') - landed == total
+        # Every request has its one-byte check, which is no piece; on a busy machine a host may hedge its own request.
+        extra = after.one_byte_requests + (self.of_hosts("damselfly_origin_hedges_total") - hedges) * PIECE
+        assert after.repeated_bytes <= extra, "a piece was fetched twice"
+        assert after.body_bytes <= total + extra
+
+
+@contextlib.contextmanager
+def running(directory: Path, schedulers: int) -> Iterator[Fixture]:
+    with (
+        running_origin("gateway", directory) as origin,
+        running_redis(directory, PASSWORD) as redis,
+        LocalCluster(
+            peers=len(PEERS),
+            seeds=2,
+            schedulers=schedulers,
+            directory=directory / "cluster",
+            arguments={name: ["--redis", redis.url] for name in _names(3)},
+        ) as cluster,
+    ):
+        fixture = Fixture(origin, redis, cluster)
+        fixture.wait_schedulers(schedulers, *_names(schedulers))
+        yield fixture
+        logs = [path.read_text() for path in (directory / "cluster").glob("*.log")]
+        assert not any(PASSWORD in log for log in logs), "the password of Redis is in a log"
+
+
+def _names(count: int) -> list[str]:
+    return ["scheduler", *(f"scheduler-{number}" for number in range(2, count + 1))]
+
+
+@pytest.mark.parametrize("schedulers", [2, 3])
+def test_a_scheduler_is_killed_in_mid_swarm(schedulers: int, tmp_path: Path) -> None:
+    with running(tmp_path, schedulers) as fixture:
+        fixture.in_mid_swarm(lambda: fixture.cluster.kill("scheduler"))
+        rest = _names(schedulers)[1:]
+        fixture.wait_schedulers(schedulers - 1, *rest)
+        assert fixture.metric(rest[0], "damselfly_scheduler_members") == schedulers - 1
+
+
+@pytest.mark.parametrize("schedulers", [2, 3])
+def test_redis_goes_in_mid_swarm_and_comes_back_empty(schedulers: int, tmp_path: Path) -> None:
+    with running(tmp_path, schedulers) as fixture:
+        fixture.in_mid_swarm(fixture.redis.stop)
+        for name in _names(schedulers):
+            fixture.wait_ready(name, lambda state: "degraded" in state)
+            assert len(fixture.ready(name)["schedulers"]) == schedulers, "the last known ones count"
+            assert fixture.metric(name, "damselfly_scheduler_redis_up") == 0
+        fixture.in_mid_swarm(fixture.redis.start, prefix="later")
+        for name in _names(schedulers):
+            fixture.wait_ready(name, lambda state: "degraded" not in state)
+            assert fixture.metric(name, "damselfly_scheduler_redis_up") == 1
+        fixture.wait_schedulers(schedulers, *_names(schedulers))
+
+
+def test_redis_is_away_and_a_scheduler_is_killed(tmp_path: Path) -> None:
+    with running(tmp_path, 2) as fixture:
+        fixture.redis.stop()
+        fixture.in_mid_swarm(lambda: fixture.cluster.kill("scheduler-2"))
+
+
+@pytest.mark.parametrize("schedulers", [1, 2])
+def test_a_scheduler_comes_in_mid_swarm(schedulers: int, tmp_path: Path) -> None:
+    with running(tmp_path, schedulers) as fixture:
+        fixture.in_mid_swarm(fixture.cluster.add_scheduler)
+        fixture.wait_schedulers(schedulers + 1, *_names(schedulers + 1))
+        fixture.in_mid_swarm(lambda: None, prefix="later")
+
+
+def test_what_a_dead_scheduler_knew_is_not_asked_of_the_origin_again(tmp_path: Path) -> None:
+    with running(tmp_path, 2) as fixture:
+        things = [fixture.origin.create(f"known-{number}", 8 * MIB, seed=number) for number in range(8)]
+        for thing in things:
+            Reader().read(thing.url, proxy=fixture.cluster["peer-1"].addresses["proxy"])
+        before = fixture.origin.stats()
+        fixture.cluster.kill("scheduler")
+        fixture.wait_schedulers(1, "scheduler-2")
+        for thing in things:
+            reading = Reader().read(thing.url, proxy=fixture.cluster["peer-2"].addresses["proxy"])
+            assert reading.xxh3_128 == thing.xxh3_128
+        after = fixture.origin.stats().since(before)
+        assert after.body_bytes == after.one_byte_requests, "a piece was fetched again"
