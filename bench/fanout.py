@@ -316,8 +316,9 @@ def field(
         try:
             yield Field(origin, cluster, placed, link_bytes, reserve)
         except DamselflyError as error:
-            for daemon in cluster.daemons.values():
-                error.add_note(f"the log of {daemon.name} ends with:\n{daemon.child.tail()}")
+            # Those that know of all: the nodes' logs would be many, and an error about one has its log's end.
+            for name in (SCHEDULER, THE_SEED):
+                error.add_note(f"the log of {name} ends with:\n{cluster[name].child.tail()}")
             raise
 
 
