@@ -124,6 +124,10 @@ class BudgetMachine(RuleBasedStateMachine):
                 # What a host that is cut off still has under way by then is beyond anybody's reach.
                 model.under_way = 0
 
+    @rule(schedulers=st.integers(1, 3))
+    def share_with_other_schedulers(self, schedulers: int) -> None:
+        self.budgets.divide({}, 1 / schedulers)
+
     @rule()
     def let_leases_end(self) -> None:
         self._pass(LEASE_SECONDS)
@@ -146,9 +150,12 @@ TestBudgets.settings = settings(
 )
 
 
-def fleet(wanted: dict[str, int], *, rounds: int = 20, use: float = 1.0, whole: Budget = WHOLE) -> dict[str, Allowance]:
+def fleet(
+    wanted: dict[str, int], *, rounds: int = 20, use: float = 1.0, whole: Budget = WHOLE, part: float = 1.0
+) -> dict[str, Allowance]:
     """Let hosts report every quarter of a second, use that part of their shares, and return the last allowances."""
     budgets = OriginBudgets([BudgetRule(re.compile("store"), whole)])
+    budgets.divide({ORIGIN: part}, 0.1)
     last: dict[str, Allowance] = {}
     for number in range(1, rounds + 1):
         for host, connections in wanted.items():
@@ -175,6 +182,11 @@ def connections(allowances: dict[str, Allowance]) -> dict[str, int | None]:
 def test_who_wants_little_gets_it_and_the_others_share_the_rest() -> None:
     whole = Budget(connections=20)
     assert connections(fleet({"a": 2, "b": 30, "c": 30}, whole=whole)) == {"a": 2, "b": 9, "c": 9}
+
+
+def test_a_scheduler_shares_out_its_part_of_the_budget_and_at_least_one_connection() -> None:
+    assert connections(fleet({"a": 30, "b": 30}, whole=Budget(connections=20), part=0.5)) == {"a": 5, "b": 5}
+    assert connections(fleet({"a": 30}, whole=Budget(connections=2), part=0.25)) == {"a": 1}
 
 
 def test_seeds_come_first_once_everybody_has_one() -> None:

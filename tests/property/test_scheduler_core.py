@@ -16,6 +16,7 @@ from p2p.control import (
     Failed,
     FailureReason,
     Hello,
+    Holding,
     Holdings,
     Landed,
     Part,
@@ -24,7 +25,7 @@ from p2p.control import (
     Verdict,
     Want,
 )
-from p2p.pieces import Span
+from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.versions import Version
 from scheduler.core.messages import (
     Announced,
@@ -36,6 +37,7 @@ from scheduler.core.messages import (
     Journal,
     JournalRead,
     Judged,
+    MembersChanged,
     Progressed,
     ReadJournal,
     Send,
@@ -129,6 +131,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         for index, digest in zip(holding.bitmap, holding.digests, strict=True):
             self.word(version.id, index, digest).add(host)
         self.do(Announced(host, Holdings((holding,))))
+
+    @rule(host=HOSTS, version=VERSIONS, span=spans())
+    def announce_what_is_on_its_way(self, host: str, version: Version, span: tuple[int, int]) -> None:
+        holding = Holding(version, Bitmap(PieceLayout.of(version.length).count), (), (self.clip(version, span),))
+        self.do(Announced(host, Holdings((holding,))))
+
+    @rule(others=st.sets(st.sampled_from(["other:1", "third:1", "fourth:1"])))
+    def schedulers_change(self, others: set[str]) -> None:
+        self.do(MembersChanged("own:1", ("own:1", *sorted(others))))
 
     @rule(host=HOSTS, version=VERSIONS, span=spans())
     def drop(self, host: str, version: Version, span: tuple[int, int]) -> None:
