@@ -84,10 +84,13 @@ class Board:
 
     async def look(self) -> None:
         """Look after everything once, unless Redis is away."""
-        if self._shared.up:
-            await self._tend()
-            await self._look_after_others()
-            await self._pin_newcomers()
+        if not self._shared.up:
+            # It may come back empty.
+            self._written.clear()
+            return
+        await self._tend()
+        await self._look_after_others()
+        await self._pin_newcomers()
 
     async def _tend(self) -> None:
         """Renew the leases of this scheduler's jobs, write down how far they are, and end those that are to end."""

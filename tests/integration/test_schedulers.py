@@ -21,6 +21,7 @@ from bench.cluster import LocalCluster
 from bench.origin_client import OriginClient, RemoteObject, running_origin
 from bench.reader import Reader
 from tests.support.redis import RedisServer, running_redis
+from tests.support.servers import free_port
 
 MIB = 1024 * 1024
 SIZE = 96 * MIB
@@ -35,7 +36,6 @@ DEADLINE = 60.0
 @dataclass
 class Fixture:
     origin: OriginClient
-    redis: RedisServer
     cluster: LocalCluster
 
     def ready(self, name: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Fixture:
 
 
 @contextlib.contextmanager
-def running(directory: Path, schedulers: int) -> Iterator[Fixture]:
+def running(directory: Path, schedulers: int) -> Iterator[tuple[Fixture, RedisServer]]:
     with (
         running_origin("gateway", directory) as origin,
         running_redis(directory, PASSWORD) as redis,
@@ -111,12 +111,12 @@ def running(directory: Path, schedulers: int) -> Iterator[Fixture]:
             seeds=2,
             schedulers=schedulers,
             directory=directory / "cluster",
-            arguments={name: ["--redis", redis.url] for name in _names(3)},
+            arguments={"scheduler": ["--redis", redis.url]},
         ) as cluster,
     ):
-        fixture = Fixture(origin, redis, cluster)
+        fixture = Fixture(origin, cluster)
         fixture.wait_schedulers(schedulers, *_names(schedulers))
-        yield fixture
+        yield fixture, redis
         logs = [path.read_text() for path in (directory / "cluster").glob("*.log")]
         assert not any(PASSWORD in log for log in logs), "the password of Redis is in a log"
 
@@ -127,7 +127,7 @@ def _names(count: int) -> list[str]:
 
 @pytest.mark.parametrize("schedulers", [2, 3])
 def test_a_scheduler_is_killed_in_mid_swarm(schedulers: int, tmp_path: Path) -> None:
-    with running(tmp_path, schedulers) as fixture:
+    with running(tmp_path, schedulers) as (fixture, _):
         fixture.in_mid_swarm(lambda: fixture.cluster.kill("scheduler"))
         rest = _names(schedulers)[1:]
         fixture.wait_schedulers(schedulers - 1, *rest)
@@ -136,13 +136,13 @@ def test_a_scheduler_is_killed_in_mid_swarm(schedulers: int, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("schedulers", [2, 3])
 def test_redis_goes_in_mid_swarm_and_comes_back_empty(schedulers: int, tmp_path: Path) -> None:
-    with running(tmp_path, schedulers) as fixture:
-        fixture.in_mid_swarm(fixture.redis.stop)
+    with running(tmp_path, schedulers) as (fixture, redis):
+        fixture.in_mid_swarm(redis.stop)
         for name in _names(schedulers):
             fixture.wait_ready(name, lambda state: "degraded" in state)
             assert len(fixture.ready(name)["schedulers"]) == schedulers, "the last known ones count"
             assert fixture.metric(name, "damselfly_scheduler_redis_up") == 0
-        fixture.in_mid_swarm(fixture.redis.start, prefix="later")
+        fixture.in_mid_swarm(redis.start, prefix="later")
         for name in _names(schedulers):
             fixture.wait_ready(name, lambda state: "degraded" not in state)
             assert fixture.metric(name, "damselfly_scheduler_redis_up") == 1
@@ -150,21 +150,44 @@ def test_redis_goes_in_mid_swarm_and_comes_back_empty(schedulers: int, tmp_path:
 
 
 def test_redis_is_away_and_a_scheduler_is_killed(tmp_path: Path) -> None:
-    with running(tmp_path, 2) as fixture:
-        fixture.redis.stop()
+    with running(tmp_path, 2) as (fixture, redis):
+        redis.stop()
         fixture.in_mid_swarm(lambda: fixture.cluster.kill("scheduler-2"))
 
 
 @pytest.mark.parametrize("schedulers", [1, 2])
 def test_a_scheduler_comes_in_mid_swarm(schedulers: int, tmp_path: Path) -> None:
-    with running(tmp_path, schedulers) as fixture:
+    with running(tmp_path, schedulers) as (fixture, _):
         fixture.in_mid_swarm(fixture.cluster.add_scheduler)
         fixture.wait_schedulers(schedulers + 1, *_names(schedulers + 1))
         fixture.in_mid_swarm(lambda: None, prefix="later")
 
 
+def test_schedulers_of_the_configuration_need_no_redis(tmp_path: Path) -> None:
+    listen = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    members = [flag for address in listen for flag in ("--member", address)]
+    with (
+        running_origin("gateway", tmp_path) as origin,
+        LocalCluster(
+            peers=len(PEERS),
+            seeds=2,
+            schedulers=2,
+            directory=tmp_path / "cluster",
+            arguments={
+                "scheduler": [*members, "--grpc-listen", listen[0]],
+                "scheduler-2": ["--grpc-listen", listen[1]],
+            },
+        ) as cluster,
+    ):
+        fixture = Fixture(origin, cluster)
+        fixture.wait_schedulers(2, *_names(2))
+        fixture.in_mid_swarm(lambda: cluster.kill("scheduler-2"))
+        fixture.in_mid_swarm(lambda: cluster.restart("scheduler-2"), prefix="later")
+        fixture.wait_schedulers(2, *_names(2))
+
+
 def test_what_a_dead_scheduler_knew_is_not_asked_of_the_origin_again(tmp_path: Path) -> None:
-    with running(tmp_path, 2) as fixture:
+    with running(tmp_path, 2) as (fixture, _):
         things = [fixture.origin.create(f"known-{number}", 8 * MIB, seed=number) for number in range(8)]
         for thing in things:
             Reader().read(thing.url, proxy=fixture.cluster["peer-1"].addresses["proxy"])
