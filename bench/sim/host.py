@@ -45,12 +45,14 @@ from peer.core.messages import (
     Unwatch,
     Watch,
 )
-from peer.download.driver import WORKING_SECONDS
 
 if TYPE_CHECKING:
     from bench.sim.swarm import SimulatedSwarm
 
 _READER = 1
+
+WORKING_SECONDS = 1.0
+"""How often the scheduler hears that transfers go on, as from the real driver."""
 
 
 def digest_of(index: int) -> bytes:
@@ -87,16 +89,20 @@ class SimulatedHost:
         self._scenario = swarm.scenario
         self._clock = swarm.clock
         layout = swarm.scenario.layout
-        landed = Bitmap(layout.count, layout.everything() if seed and swarm.scenario.warm else ())
+        held = layout.everything() if seed and swarm.scenario.warm else ()
+        landed = Bitmap(layout.count, held)
         self.core = DownloadCore(swarm.version, layout, landed, scheduler=True, seed=seed)
         self._up, self.down = swarm.channel(), swarm.channel()
         self._transfers: dict[int, Transfer] = {}
         self._watched: dict[str, Watching] = {}
-        self.reports = Reports(swarm.clock, swarm.version.id, self._send)
+        self.reports = Reports(swarm.clock, swarm.version_id, swarm.digests, self._send)
         self._timer_at: float | None = None
         self._working = False
         self._connected = True
         self._done = False
+        self._stored = bytearray(landed.size)
+        """A byte for each piece: 1 for those that have landed here."""
+        self._count = 0
         self._front = 0
 
     @property
@@ -191,15 +197,16 @@ class SimulatedHost:
     def sent(self, transfer: Transfer, position: int) -> None:
         """Note that the piece at this position of a transfer's span has left."""
         swarm, child, span = self._swarm, transfer.child, transfer.command.span
+        record = swarm.record
         index = span.start + position
         size = swarm.sizes[index]
-        swarm.record.upload(self.number, size, self._clock.now)
+        record.upload(self.number, size, int(self._clock.now / record.slice_seconds))
         if self.seed:
-            swarm.record.seed_bytes += size
+            record.seed_bytes += size
         else:
-            swarm.record.peer_bytes += size
+            record.peer_bytes += size
         if self.zone != child.zone:
-            swarm.record.crossing_bytes += size
+            record.crossing_bytes += size
         if self.corrupts and swarm.random.random() < self._scenario.corrupt:
             if index == span.stop - 1:
                 transfer.flow = None
@@ -285,19 +292,26 @@ class SimulatedHost:
     def _land(self, transfer: Transfer, index: int, last: bool) -> None:
         if not self.alive:
             return
-        swarm = self._swarm
-        swarm.record.landing(self.number, index, self._clock.now)
-        self._apply(PieceLanded(transfer.command.transfer, index, swarm.digests[index]))
+        swarm, number = self._swarm, transfer.command.transfer
+        record = swarm.record
+        record.landed_pieces += 1
+        record.fingerprint = hash((record.fingerprint, self.number, index, self._clock.now))
+        self._apply(PieceLanded(number, index, swarm.digests[index]))
         if last:
-            del self._transfers[transfer.command.transfer]
-            self._apply(TransferEnded(transfer.command.transfer))
+            del self._transfers[number]
+            self._apply(TransferEnded(number))
         self._settle()
-        self.announce(index)
-        landed = self.core.landed
-        while self._front in landed:
-            self._front += 1
-        swarm.record.contiguous += self._front / len(landed)
-        if not self._done and landed.full and not self.seed:
+        if self.followers:
+            self.announce(index)
+        stored = self._stored
+        stored[index] = 1
+        self._count += 1
+        if index == self._front:
+            self._front = stored.find(0, index)
+            if self._front < 0:
+                self._front = len(stored)
+        record.contiguous += self._front / self._count
+        if self._count == len(stored) and not self._done and not self.seed:
             self._done = True
             swarm.completed(self)
             self._dispatch(Disinterest(_READER))
@@ -377,7 +391,7 @@ class SimulatedHost:
     def _still_working(self) -> None:
         self._working = bool(self._transfers) and self.alive
         if self._working:
-            self._send(Progress(self._swarm.version.id))
+            self._send(Progress(self._swarm.version_id))
             self._clock.after(WORKING_SECONDS, self._still_working)
 
     def _send(self, message: PeerMessage, *, surely: bool = False) -> None:

@@ -30,7 +30,8 @@ class Link:
 
     def __init__(self, capacity: float) -> None:
         self.capacity = capacity
-        self.flows: dict[Flow, None] = {}
+        self.flows: dict[Flow, Link | Several] = {}
+        """Its flows, each with what else it crosses."""
         self.offer = capacity
         """Bytes a second that each flow may have which gets no less elsewhere."""
         self.slack = True
@@ -40,32 +41,44 @@ class Link:
 
     def fair_offer(self) -> float:
         """Share the capacity out, given what the flows' other links offer them, and return what each may have."""
-        count = len(self.flows)
-        self.slack = True
-        if not count:
+        limits = [other.offer for other in self.flows.values()]
+        if not limits:
+            self.slack = True
             return self.capacity
-        limits = []
-        for flow in self.flows:
-            limit = inf
-            for link in flow.links:
-                if link is not self and link.offer < limit:
-                    limit = link.offer
-            limits.append(limit)
-        limits.sort()
+        count = len(limits)
         left = self.capacity
-        for limit in limits:
-            if limit >= left / count:
-                self.slack = False
-                return left / count
-            left -= limit
-            count -= 1
-        return left + limits[-1]
+        if min(limits) < left / count:
+            limits.sort()
+            for limit in limits:
+                if limit >= left / count:
+                    break
+                left -= limit
+                count -= 1
+            else:
+                self.slack = True
+                return left + limits[-1]
+        self.slack = False
+        return left / count
+
+
+class Several:
+    """All links but one that a flow crosses, where that is not exactly one."""
+
+    __slots__ = ("links",)
+
+    def __init__(self, links: tuple[Link, ...]) -> None:
+        self.links = links
+
+    @property
+    def offer(self) -> float:
+        """The least that one of them offers."""
+        return min((link.offer for link in self.links), default=inf)
 
 
 class Flow:
-    """Pieces that travel one after the other."""
+    """Pieces that travel one after the other; `arrived` is told the position of each, then `ended`, if there is one."""
 
-    __slots__ = ("_arrived", "_ended", "due", "links", "next", "rate", "remaining", "since", "sizes")
+    __slots__ = ("arrived", "due", "ended", "links", "next", "rate", "remaining", "since", "sizes")
 
     def __init__(
         self,
@@ -83,17 +96,8 @@ class Flow:
         """When `remaining` was true."""
         self.due = inf
         """When the next look at it is taken."""
-        self._arrived = arrived
-        self._ended = ended
-
-    def arrived(self) -> None:
-        """Tell whom it concerns that another piece is through."""
-        self._arrived(self.next - 1)
-
-    def ended(self) -> None:
-        """Tell whom it concerns that the last piece is through."""
-        if self._ended is not None:
-            self._ended()
+        self.arrived = arrived
+        self.ended = ended
 
 
 class Network:
@@ -115,8 +119,13 @@ class Network:
         """Send pieces of `sizes` bytes over `links`; `arrived` gets the position of each in `sizes`, then `ended`."""
         flow = Flow(links, sizes, arrived, ended)
         flow.since = self._clock.now
-        for link in links:
-            link.flows[flow] = None
+        if len(links) == 2:
+            one, other = links
+            one.flows[flow] = other
+            other.flows[flow] = one
+        else:
+            for link in links:
+                link.flows[flow] = Several(tuple(each for each in links if each is not link))
         self._settle(links)
         return flow
 
@@ -128,42 +137,48 @@ class Network:
         self._settle(flow.links)
 
     def _settle(self, links: tuple[Link, ...]) -> None:
+        """Let the offers of these links, and of all that this changes, settle; then give the flows their rates."""
         changed = dict.fromkeys(links)
+        fresh = len(changed)
         rises: dict[Link, int] = {}
-        fresh = set(links)
+        offered = changed.copy()
+        """Every link whose flows may have another rate."""
         while changed:
             link = next(iter(changed))
             del changed[link]
             self.settled += 1
             old, new = link.offer, link.fair_offer()
-            if link in fresh:
-                fresh.discard(link)
+            if fresh:
+                fresh -= 1
             elif old <= new <= old * (1 + RIPPLE):
                 continue
+            if new == old:
+                continue
             if new > old:
-                rises[link] = rises.get(link, 0) + 1
-                if rises[link] > _RISES:
+                rises[link] = risen = rises.get(link, 0) + 1
+                if risen > _RISES:
                     continue
             link.offer = new
-            for flow in link.flows:
-                self._retime(flow)
-                for other in flow.links:
+            offered[link] = None
+            for others in link.flows.values():
+                for other in (others,) if isinstance(others, Link) else others.links:
                     # A lower limit matters only where somebody waits for what it sets free.
-                    if other is not link and (
-                        new < other.offer and not other.slack if new < old else old < other.offer
-                    ):
+                    if (new < other.offer and not other.slack) if new < old else old < other.offer:
                         changed[other] = None
+        for link in offered:
+            offer = link.offer
+            for flow, others in link.flows.items():
+                rate = others.offer
+                if rate > offer:
+                    rate = offer
+                if rate != flow.rate:
+                    self._retime(flow, rate)
 
-    def _retime(self, flow: Flow) -> None:
-        rate = inf
-        for link in flow.links:
-            rate = min(rate, link.offer)
-        if rate == flow.rate:
-            return
+    def _retime(self, flow: Flow, rate: float) -> None:
         now = self._clock.now
-        flow.remaining -= flow.rate * (now - flow.since)
+        remaining = flow.remaining = flow.remaining - flow.rate * (now - flow.since)
         flow.since, flow.rate = now, rate
-        finish = now + max(0.0, flow.remaining) / rate
+        finish = now + remaining / rate if remaining > 0.0 else now
         # A look that comes too early looks again: cheaper than one for each change of the rate.
         if finish < flow.due:
             flow.due = finish
@@ -172,25 +187,28 @@ class Network:
     def _look(self, flow: Flow, due: float) -> None:
         if flow.due != due:
             return
-        finish = flow.since + max(0.0, flow.remaining) / flow.rate
-        if finish > self._clock.now:
+        clock = self._clock
+        finish = flow.since + flow.remaining / flow.rate if flow.remaining > 0.0 else flow.since
+        if finish > clock.now:
             flow.due = finish
-            self._clock.at(finish, self._look, flow, finish)
+            clock.at(finish, self._look, flow, finish)
             return
-        size = flow.sizes[flow.next]
+        position = flow.next
+        size = flow.sizes[position]
         for link in flow.links:
             link.bytes += size
-        flow.next += 1
-        flow.since = self._clock.now
+        flow.next = position + 1
+        flow.since = clock.now
         if flow.next < len(flow.sizes):
             flow.remaining = float(flow.sizes[flow.next])
             flow.due = flow.since + flow.remaining / flow.rate
-            self._clock.at(flow.due, self._look, flow, flow.due)
-            flow.arrived()
+            clock.at(flow.due, self._look, flow, flow.due)
+            flow.arrived(position)
             return
         self.stop(flow)
-        flow.arrived()
-        flow.ended()
+        flow.arrived(position)
+        if flow.ended is not None:
+            flow.ended()
 
 
 class Zones:

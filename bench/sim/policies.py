@@ -131,7 +131,7 @@ class Policy(ABC):
 
     def _sent(self, parent: Node, child: Node, index: int) -> None:
         size = self.layout.size(index)
-        self.record.upload(parent.number, size, self.clock.now)
+        self.record.upload(parent.number, size, int(self.clock.now / self.record.slice_seconds))
         if parent.number < self.scenario.seeds:
             self.record.seed_bytes += size
         else:
@@ -147,7 +147,8 @@ class Policy(ABC):
         child.flying.discard_piece(index)
         child.have.add_piece(index)
         self.copies[index] += 1
-        self.record.landing(child.number, index, self.clock.now)
+        self.record.landed_pieces += 1
+        self.record.fingerprint = hash((self.record.fingerprint, child.number, index, self.clock.now))
         if child.have.full:
             self.record.completed[child.number] = self.clock.now
         self.fetch_more(child)

@@ -26,6 +26,7 @@ class Record:
     """How often each piece came from the origin."""
     origin_bytes: int = 0
     landed_pieces: int = 0
+    """Pieces that were verified and stored, anywhere."""
     most_uploads: int = 0
     """The most transfers that any host served at once."""
     refusals: dict[str, int] = field(default_factory=dict)
@@ -43,12 +44,7 @@ class Record:
     fingerprint: int = 0
     """Of all landings: equal runs have equal ones."""
 
-    def landing(self, host: int, index: int, at: float) -> None:
-        """Note that a piece is verified and stored."""
-        self.landed_pieces += 1
-        self.fingerprint = hash((self.fingerprint, host, index, at))
-
-    def upload(self, host: int, size: int, at: float) -> None:
-        """Note what left a host."""
-        key = (host, int(at / self.slice_seconds))
+    def upload(self, host: int, size: int, number: int) -> None:
+        """Note what left a host in the time slice of that number."""
+        key = (host, number)
         self.sent[key] = self.sent.get(key, 0) + size

@@ -1,49 +1,106 @@
-"""What a simulated host tells the scheduler, gathered as the real driver does."""
+"""What a simulated host tells the scheduler, gathered by the rules of the real one (`peer/download/reports.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.sim.clock import Clock
-from p2p.control import Failed, Landed, PeerMessage, Progress
-from peer.download.driver import REPORT_SECONDS, joined
+from p2p.control import ORIGIN, Failed, Landed, PeerMessage, Progress
+from p2p.digests import piece_digest
+from p2p.pieces import Span, spans_of
 
-LAZY_SECONDS = 0.5
-"""How long a report that nobody waits for is put off."""
+REPORT_SECONDS = 0.002
+"""How long a report waits for company."""
+
+ORIGIN_REPORT_SECONDS = 0.010
+"""The same for what came from the origin."""
+
+LAZY_REPORT_SECONDS = 0.5
+"""The same for what came from parents that are followed."""
 
 
 class Reports:
-    """Reports that are being put together; `send` takes what is said."""
+    """Reports that are being put together; `send` takes what is said, `digests` are those of all pieces."""
 
-    def __init__(self, clock: Clock, version_id: str, send: Callable[[PeerMessage], None]) -> None:
+    def __init__(
+        self, clock: Clock, version_id: str, digests: Sequence[bytes], send: Callable[[PeerMessage], None]
+    ) -> None:
+        self.send = send
         self._clock = clock
         self._version_id = version_id
-        self.send = send
+        self._digests = digests
         self._landed: list[Landed] = []
         self._failed: list[Failed] = []
-        self._due: float | None = None
+        self._followed: dict[int, str] = {}
+        """The parents of pieces that nobody waits to hear of."""
+        self._soon: float | None = None
+        self._later: float | None = None
 
     def tell(self, message: PeerMessage, *, soon: bool) -> None:
-        """Say something: at once, or with other reports in a while, after which nobody (`soon`) or somebody waits."""
+        """Say something: reports with others in a while, the sooner if somebody waits (`soon`), all else at once."""
         if not isinstance(message, Progress):
             self.flush()
             self.send(message)
-            return
-        self._landed += message.landed
-        self._failed += message.failed
-        due = self._clock.now + (REPORT_SECONDS if soon else LAZY_SECONDS)
-        if self._due is None or due < self._due:
-            self._due = due
-            self._clock.at(due, self._flush_due, due)
+        elif soon:
+            self._landed += message.landed
+            self._failed += message.failed
+            hurried = message.failed or any(landed.parent_id != ORIGIN for landed in message.landed)
+            due = self._clock.now + (REPORT_SECONDS if hurried else ORIGIN_REPORT_SECONDS)
+            if self._soon is None or due < self._soon:
+                self._soon = due
+                self._clock.at(due, self._flush_soon, due)
+        else:
+            for landed in message.landed:
+                for index in landed.span:
+                    self._followed[index] = landed.parent_id
+            if self._later is None:
+                self._later = self._clock.now + LAZY_REPORT_SECONDS
+                self._clock.at(self._later, self._flush_later, self._later)
 
     def flush(self) -> None:
         """Say now what has been gathered."""
-        self._due = None
+        self._later = None
+        if self._followed:
+            self._landed += self._proven()
+            self._followed = {}
+        self._say()
+
+    def _flush_later(self, due: float) -> None:
+        if due == self._later:
+            self.flush()
+
+    def _flush_soon(self, due: float) -> None:
+        if due == self._soon:
+            self._say()
+
+    def _say(self) -> None:
+        self._soon = None
         if self._landed or self._failed:
-            landed, failed = tuple(joined(self._landed)), tuple(self._failed)
+            landed, failed = tuple(_joined(self._landed)), tuple(self._failed)
             self._landed, self._failed = [], []
             self.send(Progress(self._version_id, landed, failed))
 
-    def _flush_due(self, due: float) -> None:
-        if due == self._due:
-            self.flush()
+    def _proven(self) -> Iterator[Landed]:
+        for span in spans_of(sorted(self._followed)):
+            proof = piece_digest(b"".join(self._digests[span.start : span.stop]))
+            yield Landed(span, self._followed[span.start], proof=proof)
+
+
+def _joined(landed: Iterable[Landed]) -> Iterator[Landed]:
+    """Join neighbouring pieces from one parent, so that a report names spans; what has a proof is joined already."""
+    previous: Landed | None = None
+    for one in sorted(landed, key=lambda each: (each.parent_id, each.proof != b"", each.span.start)):
+        if previous is not None:
+            if (
+                previous.parent_id == one.parent_id
+                and previous.span.stop == one.span.start
+                and not previous.proof
+                and not one.proof
+            ):
+                span = Span(previous.span.start, one.span.stop)
+                previous = Landed(span, one.parent_id, previous.digests + one.digests)
+                continue
+            yield previous
+        previous = one
+    if previous is not None:
+        yield previous

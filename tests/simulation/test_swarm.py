@@ -63,7 +63,7 @@ def test_every_pattern_of_arrivals_ends(arrivals: Arrivals) -> None:
     "faults",
     [
         {"stragglers": 0.3},
-        {"churn": 10.0, "seed": 5},
+        {"churn": 6.0, "seed": 5},
         {"loss": 0.02},
         {"byzantine": 0.5, "corrupt": 0.5},
         {"restart_at": 0.6},
@@ -86,7 +86,7 @@ def test_every_scenario_ends_with_the_whole_file_at_every_living_node(faults: di
 
 
 def test_a_dying_node_counts_for_no_percentile_nor_does_its_successor() -> None:
-    swarm, record = run(changed(churn=10.0, seed=5))
+    swarm, record = run(changed(churn=6.0, seed=5))
     dead = {host.number for host in swarm.hosts.values() if not host.alive}
     assert dead
     assert dead <= record.unhealthy
