@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from p2p.control import Source
-from p2p.errors import OriginError, OriginRefusedError
+from p2p.errors import DamselflyError, OriginError, OriginRefusedError
 from p2p.identity import redact
 from p2p.pieces import Span
+from peer.download.announcements import DigestTable
 from peer.download.landing import PieceChecksums
 from peer.source.fields import Fields
 from peer.store import Entry
@@ -41,6 +42,19 @@ class TransferPool(Protocol):
         checksums: PieceChecksums | None = None,
     ) -> None:
         """Fetch the pieces of `span` from the origin; `on_overload` hears of each time that it asks for patience."""
+
+    async def follow(
+        self,
+        entry: Entry,
+        *,
+        address: str,
+        stripes: tuple[int, ...],
+        of: int,
+        token: str | None,
+        digests: DigestTable,
+        on_pieces: Callable[[tuple[Span, ...]], None],
+    ) -> DamselflyError:
+        """Hear what another host announces, until it is lost; return why. `digests` has those of what was heard of."""
 
 
 class Signer(Protocol):

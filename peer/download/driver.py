@@ -1,34 +1,21 @@
 """Runs one version's download: carries the core's commands out and tells it what came of them.
 
-The core (`peer.core.download`) decides; this module owns the transfers' tasks, the timer, and the batching of what is
-reported to the scheduler. Everything here happens on the event loop; bytes move in the transfers' threads.
+The core (`peer.core.download`) decides; this module owns the transfers' tasks, those that follow parents, and the
+timer. Everything here happens on the event loop; bytes move in the transfers' threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import Counter
 
 from p2p.auth import ClusterSecret
-from p2p.control import Failed, FailureReason, Landed, PeerMessage, Progress, Source
-from p2p.errors import (
-    CorruptPieceError,
-    CredentialsError,
-    DamselflyError,
-    DeniedError,
-    OriginError,
-    OriginRefusedError,
-    ParentBusyError,
-    ParentError,
-    ParentMissingError,
-    ParentStalledError,
-    StoreError,
-    VersionChangedError,
-)
+from p2p.control import PeerMessage, Progress, Source
+from p2p.errors import DamselflyError
 from p2p.pieces import Bitmap, Span
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
@@ -39,6 +26,7 @@ from peer.core.messages import (
     Command,
     Disinterest,
     Event,
+    Followed,
     GiveUp,
     Interest,
     OriginOverloaded,
@@ -48,16 +36,17 @@ from peer.core.messages import (
     Tell,
     Tick,
     TransferEnded,
+    Unwatch,
+    Watch,
 )
 from peer.core.pace import Paces
 from peer.download.contract import TransferPool
 from peer.download.landing import PieceChecksums
+from peer.download.parents import FollowedParents
+from peer.download.reports import Reports, failure_reason
 from peer.store import Entry
 
 log = logger(__name__)
-
-REPORT_SECONDS = 0.002
-"""How long a report to the scheduler waits for company."""
 
 WORKING_SECONDS = 1.0
 """How often the scheduler hears that transfers go on: each has a progress deadline of its own, so being under way means
@@ -69,6 +58,7 @@ _BYTES = Counter(
 _FAILURES = Counter(
     "damselfly_transfer_failures_total", "Transfers that ended early", ["source", "reason"], registry=REGISTRY
 )
+_FROM_ORIGIN, _FROM_PARENT = _BYTES.labels("origin"), _BYTES.labels("parent")
 _DOWNLOADS = Counter("damselfly_downloads_total", "Downloads that ended, by outcome", ["outcome"], registry=REGISTRY)
 
 
@@ -133,10 +123,10 @@ class Download:
         self._waiters: dict[int, Callable[[DamselflyError], None]] = {}
         self._next_reader = 1
         self._timer: asyncio.TimerHandle | None = None
-        self._report: asyncio.TimerHandle | None = None
         self._working: asyncio.TimerHandle | None = None
-        self._landed: list[Landed] = []
-        self._failed: list[Failed] = []
+        self._reports = Reports(entry, send)
+        self._reports_seen = 0
+        self._parents = FollowedParents(entry, transfers, scope, token=self._token, tell=self.dispatch)
         self._failure: DamselflyError | None = None
         self.closed = False
         entry.retain()
@@ -164,6 +154,9 @@ class Download:
         """Give the core an event and carry out what it answers."""
         if isinstance(event, Assigned):
             self.cold |= event.assignment.cold
+        elif isinstance(event, Followed):
+            self.cold |= event.following.cold
+            self._parents.learn(event.following.known)
         for command in self._core.apply(event, now=time.monotonic()):
             self._carry_out(command)
         self._set_timer()
@@ -176,8 +169,9 @@ class Download:
         """Fail every reader, abort every transfer, and wait until none writes any more."""
         self._failure = error
         self._fail_readers(error)
+        following = self._parents.end()
         self.dispatch(Stop())
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), *following, return_exceptions=True)
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -190,8 +184,12 @@ class Download:
             case AbortTransfer(transfer):
                 if transfer in self._tasks:
                     self._tasks[transfer].cancel()
-            case Tell(message):
-                self._tell(message)
+            case Watch():
+                self._parents.watch(command)
+            case Unwatch(parent_id):
+                self._parents.unwatch(parent_id)
+            case Tell(message, soon):
+                self._tell(message, soon=soon)
             case GiveUp(transfer, detail):
                 self._failure = self._errors.get(transfer or 0) or self._last_origin_error or DamselflyError(detail)
                 self._fail_readers(self._failure)
@@ -235,16 +233,18 @@ class Download:
                 checksums=self._checksums,
             )
             return
-        token = self._secret.sign("piece", self.entry.version.id, now=time.time()) if self._secret else None
         await self._transfers.from_parent(
             self.entry,
             command.span,
             address=command.address,
-            token=token,
-            digests=command.digests,
+            token=self._token(),
+            digests=command.digests or self._parents.digests(command.span, command.parent_id),
             on_piece=on_piece,
             checksums=self._checksums,
         )
+
+    def _token(self) -> str | None:
+        return self._secret.sign("piece", self.entry.version.id, now=time.time()) if self._secret else None
 
     async def _land(self, command: StartTransfer, index: int, digest: bytes) -> DamselflyError | None:
         if command.source is not None:
@@ -256,10 +256,10 @@ class Download:
         size = self.entry.layout.size(index)
         if command.source is not None:
             self._tally.origin += size
-            _BYTES.labels("origin").inc(size)
+            _FROM_ORIGIN.inc(size)
         else:
             self._tally.parents += size
-            _BYTES.labels("parent").inc(size)
+            _FROM_PARENT.inc(size)
         self.dispatch(PieceLanded(command.transfer, index, digest))
         return None
 
@@ -287,29 +287,20 @@ class Download:
         self.dispatch(TransferEnded(command.transfer, reason, str(error or "")))
         self._errors.pop(command.transfer, None)
 
-    def _tell(self, message: PeerMessage) -> None:
-        if not isinstance(message, Progress):
-            self._flush()
-            self._send(message)
+    def _tell(self, message: PeerMessage, *, soon: bool) -> None:
+        if isinstance(message, Progress):
+            self._reports.add(message, soon=soon)
             return
-        self._landed += message.landed
-        self._failed += message.failed
-        if self._report is None:
-            self._report = asyncio.get_running_loop().call_later(REPORT_SECONDS, self._flush)
+        self._reports.flush()
+        self._send(message)
 
     def _still_working(self) -> None:
         self._working = None
         if self._tasks:
-            self._send(Progress(self.entry.version.id))
+            if self._reports.sent == self._reports_seen:
+                self._send(Progress(self.entry.version.id))
+            self._reports_seen = self._reports.sent
             self._working = asyncio.get_running_loop().call_later(WORKING_SECONDS, self._still_working)
-
-    def _flush(self) -> None:
-        if self._report is not None:
-            self._report.cancel()
-            self._report = None
-        if self._landed or self._failed:
-            self._send(Progress(self.entry.version.id, tuple(joined(self._landed)), tuple(self._failed)))
-            self._landed, self._failed = [], []
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -322,7 +313,8 @@ class Download:
 
     def _close(self) -> None:
         self.closed = True
-        self._flush()
+        self._parents.end()
+        self._reports.flush()
         if self._working is not None:
             self._working.cancel()
         outcome = "failed" if self._failure else "complete" if self.entry.landed.full else "partial"
@@ -359,35 +351,3 @@ async def _finish(tasks: Sequence[asyncio.Task[DamselflyError | None]]) -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
-
-
-def failure_reason(error: DamselflyError) -> FailureReason:
-    """Return what the control plane calls this error."""
-    kinds: tuple[tuple[type[DamselflyError], FailureReason], ...] = (
-        (ParentBusyError, FailureReason.BUSY),
-        (ParentMissingError, FailureReason.MISSING),
-        (ParentStalledError, FailureReason.STALLED),
-        (ParentError, FailureReason.UNREACHABLE),
-        (CorruptPieceError, FailureReason.CORRUPT),
-        (OriginRefusedError, FailureReason.ORIGIN_REFUSED),
-        (DeniedError, FailureReason.ORIGIN_REFUSED),
-        (CredentialsError, FailureReason.ORIGIN_REFUSED),
-        (VersionChangedError, FailureReason.VERSION_CHANGED),
-        (OriginError, FailureReason.ORIGIN_FAILED),
-        (StoreError, FailureReason.LOCAL),
-    )
-    return next((reason for kind, reason in kinds if isinstance(error, kind)), FailureReason.LOCAL)
-
-
-def joined(landed: Iterable[Landed]) -> Iterable[Landed]:
-    """Join neighbouring pieces from one parent, so that a report names spans."""
-    previous: Landed | None = None
-    for one in sorted(landed, key=lambda each: (each.parent_id, each.span)):
-        if previous and previous.parent_id == one.parent_id and previous.span.stop == one.span.start:
-            previous = Landed(Span(previous.span.start, one.span.stop), one.parent_id, previous.digests + one.digests)
-            continue
-        if previous:
-            yield previous
-        previous = one
-    if previous:
-        yield previous

@@ -13,6 +13,7 @@ from p2p.config import parse_address
 from p2p.control import Source
 from p2p.errors import (
     ConfigError,
+    DamselflyError,
     ParentBusyError,
     ParentError,
     ParentMissingError,
@@ -23,6 +24,7 @@ from p2p.fields import single
 from p2p.pieces import Span
 from p2p.ranges import ByteRange, ContentRange, format_range, parse_content_range
 from p2p.versions import Version
+from peer.download.announcements import DigestTable, watch
 from peer.download.backsource import BackSource
 from peer.download.connection import (
     Endpoint,
@@ -138,6 +140,33 @@ class Transfers:
         with _parent_errors(address):
             endpoint = Endpoint(dialled.host, dialled.port)
             await self._exchanges.land(Request(endpoint, self._settings.parent, head, judge), landing)
+
+    async def follow(
+        self,
+        entry: Target,
+        *,
+        address: str,
+        stripes: tuple[int, ...],
+        of: int,
+        token: str | None,
+        digests: DigestTable,
+        on_pieces: Callable[[tuple[Span, ...]], None],
+    ) -> DamselflyError:
+        """Hear what the host at `address` ("host:port") announces of the stripes, until it is lost; return why.
+
+        `on_pieces` is called on the loop with what each read brought, once `digests` has what was announced.
+        """
+        count = entry.layout.count
+        return await watch(
+            entry.version.id,
+            address,
+            stripes=stripes,
+            of=of,
+            token=token,
+            digests=digests,
+            count=count,
+            on_pieces=on_pieces,
+        )
 
     async def from_origin(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -70,6 +70,7 @@ class Entry:
         self._file: DataFile | None = file
         self._digests = bytearray(PIECE_DIGEST_BYTES * self.layout.count)
         self._waiters: dict[int, list[asyncio.Future[BaseException | None]]] = {}
+        self._listeners: list[Callable[[], None]] = []
         self._retired: StoreError | None = None
         self._verifying = asyncio.Lock()
         for bitmap, pieces in ((self.landed, trusted), (self.suspect, suspect)):
@@ -162,6 +163,14 @@ class Entry:
         for waiters in waiting.values():
             _wake(waiters, error)
 
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called, on the loop, whenever a piece has landed, and when the version is gone."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """End what `listen` began."""
+        self._listeners.remove(listener)
+
     async def ensure_verified(self, span: Span) -> None:
         """Verify the suspect pieces of `span`: the sound ones land, the damaged ones are forgotten.
 
@@ -231,6 +240,7 @@ class Entry:
         """The version is gone from the store: nothing more can land, what has landed stays readable until released."""
         self._retired = error
         self.fail(error)
+        self._tell()
 
     @property
     def retired(self) -> bool:
@@ -257,6 +267,11 @@ class Entry:
     def _land(self, index: int) -> None:
         self.landed.add_piece(index)
         _wake(self._waiters.pop(index, []), None)
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
 
     def _batch(self, pieces: Bitmap) -> list[int]:
         """Return the first of the pieces, as many as are read in one go: others get their turn in between."""

@@ -57,6 +57,7 @@ class Store:
         self._live: dict[str, Entry] = {}  # in memory, with an open file: the referenced ones and the idle ones
         self._idle: OrderedDict[str, Entry] = OrderedDict()  # not referenced, least recently used first
         self._loading: Counter[str] = Counter()  # asked of the index, to be live presently
+        self._arrival = asyncio.Event()  # set, and replaced, when a version comes into memory
         self._touched: dict[int, float] = {}
         self._evicting = asyncio.Lock()
         self._closed = False
@@ -155,6 +156,17 @@ class Store:
         entry = await self._present(version_id)
         return self._referenced(entry) if entry is not None and entry.held else None
 
+    async def awaited(self, version_id: str) -> Entry:
+        """Return the entry of a version with a reference for the caller as soon as there is one, held or not.
+
+        For ever, if need be. Raises StoreError.
+        """
+        while True:
+            arrival = self._arrival
+            if (entry := await self._present(version_id)) is not None:
+                return self._referenced(entry)
+            await arrival.wait()
+
     async def entries(self, task_id: str) -> tuple[Entry, ...]:
         """Return the entries of all versions of a task, each with a reference for the caller. Raises StoreError."""
         self._check_open()
@@ -217,6 +229,8 @@ class Store:
             suspect=record.suspect,
         )
         self._live[entry.version_id] = self._idle[entry.version_id] = entry
+        self._arrival.set()
+        self._arrival = asyncio.Event()
         self._close_idle()
 
     def released(self, entry: Entry) -> None:

@@ -1,7 +1,8 @@
 """The piece server: what this host holds of a version, to other hosts, by true sendfile.
 
 `GET /v1/pieces/{version_id}` with `Range: bytes=a-b` and `Authorization: Damselfly <token>`. It never waits for a piece
-and never vouches for its own bytes: a child knows their digests from the scheduler.
+and never vouches for its own bytes: a child knows their digests from the scheduler, or from the announcements
+(`peer.upload.announcements`), which pass on what came from whoever went to the origin, and which the scheduler checks.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Protocol
 from aiohttp import web
 from prometheus_client import Counter, Gauge
 
+from p2p.announcements import ARRIVAL_SECONDS, parse_stripes
 from p2p.auth import ClusterSecret, bearer_token
 from p2p.errors import RangeNotSatisfiableError, StoreError, UnauthorizedError
-from p2p.pieces import Bitmap, PieceLayout, Span
+from p2p.pieces import Span
 from p2p.ranges import ByteRange, format_content_range, parse_range
 from p2p.sendfile import SendMethod, send_file
 from p2p.telemetry import REGISTRY, logger
+from peer.upload.announcements import Announced, Announcements
 from peer.upload.limit import UploadLimit
 
 log = logger(__name__)
@@ -38,7 +41,7 @@ KEEP_ALIVE_SECONDS = 75.0
 _LAST_WORDS_SECONDS = 0.1
 """How long a connection may take to end once its responses are over or cut off."""
 
-_PATH = re.compile(r"/v1/pieces/([0-9a-f]{32})")
+_PATH = re.compile(r"/v1/(pieces|announcements)/([0-9a-f]{32})")
 
 _RESPONSES = Counter(
     "damselfly_piece_responses", "Answers to other hosts' piece requests.", ["status"], registry=REGISTRY
@@ -50,16 +53,8 @@ _CUT_OFF = Counter(
 _SLOTS_USED = Gauge("damselfly_upload_slots_used", "Piece responses under way.", registry=REGISTRY)
 
 
-class Held(Protocol):
+class Held(Announced, Protocol):
     """What the piece server needs of a store's entry: a reference that it releases."""
-
-    @property
-    def layout(self) -> PieceLayout:
-        """How the version is cut."""
-
-    @property
-    def landed(self) -> Bitmap:
-        """The verified pieces."""
 
     @property
     def fd(self) -> int:
@@ -85,6 +80,9 @@ class Holder(Protocol):
     async def find(self, version_id: str) -> Held | None:
         """Return a reference to what is held of a version."""
 
+    async def awaited(self, version_id: str) -> Held:
+        """Return a reference to a version as soon as there is anything of it, be it only a download."""
+
 
 class PieceServer:
     """Serves pieces, to at most `slots` children at once, with at most `rate` bytes a second to all together.
@@ -102,6 +100,7 @@ class PieceServer:
         slots: int,
         rate: float | None = None,
         stall_seconds: float = STALL_SECONDS,
+        arrival_seconds: float = ARRIVAL_SECONDS,
         clock: Callable[[], float] = time.time,
         api: HostApi | None = None,
     ) -> None:
@@ -110,6 +109,9 @@ class PieceServer:
         self._slots = slots
         self._limit = None if rate is None else UploadLimit(rate)
         self._stall_seconds = stall_seconds
+        self._arrival_seconds = arrival_seconds
+        self._announcements = Announcements(stall_seconds=stall_seconds)
+        self._arriving: set[asyncio.Timeout] = set()
         self._clock = clock
         self._api = api
         self._used = 0
@@ -127,6 +129,9 @@ class PieceServer:
         """Accept nothing more, let responses under way finish for `grace_seconds`, and then cut them off."""
         if self._listener is not None:
             self._listener.close()
+        self._announcements.close()
+        for patience in self._arriving:
+            patience.reschedule(asyncio.get_running_loop().time())
         for connection in self._http.connections:
             if connection in self._busy:
                 connection.close()  # when its response is over
@@ -158,12 +163,14 @@ class PieceServer:
         if path is None:
             if self._api is not None and (answer := await self._api.answer(request)) is not None:
                 return answer
-            raise _RefusalError(404, "there is nothing here but /v1/pieces/{version_id} and the API of hosts")
+            raise _RefusalError(404, "there is nothing here but /v1/pieces, /v1/announcements and the API of hosts")
         if request.method != "GET":
             raise _RefusalError(405, "pieces are read with GET", Allow="GET")
-        version_id = path.group(1)
+        what, version_id = path.groups()
         self._authorize(request, version_id)
         try:
+            if what == "announcements":
+                return await self._announce(request, version_id)
             entry = await self._store.find(version_id)
             if entry is None:
                 raise _RefusalError(404, "nothing of this version is held here")
@@ -174,6 +181,25 @@ class PieceServer:
         except StoreError as error:
             log.warning("pieces could not be served", version=version_id, error=str(error))
             raise _busy("the store cannot give it now") from error
+
+    async def _announce(self, request: web.BaseRequest, version_id: str) -> web.StreamResponse:
+        asked = parse_stripes(request.query.get("stripes", ""), request.query.get("of", ""))
+        if asked is None:
+            raise _RefusalError(400, "which stripes are followed? stripes=0,2&of=4")
+        patience = asyncio.timeout(self._arrival_seconds)
+        try:
+            # A follower may be told of this host before this host is told to begin.
+            async with patience:
+                self._arriving.add(patience)
+                entry = await self._store.awaited(version_id)
+        except TimeoutError:
+            raise _RefusalError(404, "nothing is known of this version here") from None
+        finally:
+            self._arriving.discard(patience)
+        try:
+            return await self._announcements.stream(request, entry, *asked)
+        finally:
+            entry.release()
 
     def _authorize(self, request: web.BaseRequest, version_id: str) -> None:
         if self._secret is None:

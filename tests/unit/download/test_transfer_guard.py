@@ -11,7 +11,7 @@ import pytest
 
 from p2p.control import FailureReason, Source
 from p2p.errors import DeniedError
-from peer.download.driver import failure_reason
+from peer.download.reports import failure_reason
 from peer.download.transfer import Transfers
 from peer.source.guard import AddressInfo, Guard, Resolver
 from tests.unit.download.support import DIGESTS, EVERYTHING, FileTarget, Pieces, serving, sound, status

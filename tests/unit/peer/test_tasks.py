@@ -25,6 +25,7 @@ from p2p.pieces import MIB, PieceLayout, Span
 from p2p.ranges import ByteRange
 from p2p.tasks import TaskScope
 from p2p.versions import ValidatorKind, Version
+from peer.download.announcements import DigestTable
 from peer.download.landing import PieceChecksums
 from peer.store import Entry, Store
 from peer.tasks import TaskManager
@@ -45,12 +46,38 @@ class Network:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.asked = asyncio.Event()
+        self.followed = asyncio.Event()
         self.gate.set()
         self.failures: list[DamselflyError] = []
         self.origin: list[Span] = []
         self.parents: list[tuple[str, Span]] = []
         self.sources: list[Source] = []
         self.wrong = 0
+        self.announced: dict[str, Callable[[tuple[Span, ...]], None]] = {}
+        self.tables: dict[str, DigestTable] = {}
+        self.lost: dict[str, asyncio.Future[DamselflyError]] = {}
+
+    async def follow(
+        self,
+        entry: Entry,
+        *,
+        address: str,
+        stripes: tuple[int, ...],
+        of: int,
+        token: str | None,
+        digests: DigestTable,
+        on_pieces: Callable[[tuple[Span, ...]], None],
+    ) -> DamselflyError:
+        self.announced[address], self.tables[address] = on_pieces, digests
+        self.lost[address] = asyncio.get_running_loop().create_future()
+        self.followed.set()
+        return await self.lost[address]
+
+    def announce(self, address: str, span: Span, digests: Sequence[bytes] = ()) -> None:
+        """Have a followed host announce pieces."""
+        for index in span:
+            self.tables[address][index] = digests[index - span.start] if digests else DIGESTS[index]
+        self.announced[address]((span,))
 
     async def from_origin(
         self,

@@ -258,3 +258,20 @@ def test_a_descriptor_outlives_the_entry_for_as_long_as_a_writer_has_it(tmp_path
     del writers
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+async def test_listeners_hear_of_each_landing_and_of_the_end(store: Store) -> None:
+    task = a_task()
+    heard: list[tuple[int, bool]] = []
+    with await store.entry(task, a_version(task)) as entry:
+
+        def listener() -> None:
+            heard.append((len(entry.landed), entry.retired))
+
+        entry.listen(listener)
+        await put(entry, [0, 2])
+        await put(entry, [2])
+        assert heard == [(1, False), (2, False)]
+        await store.remove(task.id)
+        assert heard[2:] == [(2, True)]
+        entry.unlisten(listener)

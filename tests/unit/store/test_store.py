@@ -430,3 +430,17 @@ async def test_closing_leaves_no_thread_and_no_descriptor_behind(tmp_path: Path)
     await store.close()
     assert open_descriptors() == before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("store")]
+
+
+async def test_a_version_is_awaited_until_somebody_begins_with_it(store: Store) -> None:
+    task = a_task()
+    version = a_version(task)
+    waiting = asyncio.ensure_future(store.awaited(version.id))
+    await filled(store, "another")
+    assert not waiting.done()
+    with await store.entry(task, version) as entry, await waiting as awaited:
+        assert awaited is entry
+        assert not awaited.held
+    held = await filled(store, "held")
+    with await store.awaited(held.id) as entry:
+        assert entry.held

@@ -1,0 +1,137 @@
+"""Tells a version's scheduler what landed and what failed: in spans, many pieces at once.
+
+Three kinds of news have three kinds of hurry. What a scheduler assigned from another host keeps a window there open,
+and a failure leaves a piece with nobody: both are told almost at once. What came from the origin is new to the whole
+swarm, which waits for it, but every piece is: a few share a message. What came from a followed parent nobody waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+
+from p2p.control import ORIGIN, Failed, FailureReason, Landed, PeerMessage, Progress
+from p2p.digests import piece_digest
+from p2p.errors import (
+    CorruptPieceError,
+    CredentialsError,
+    DamselflyError,
+    DeniedError,
+    OriginError,
+    OriginRefusedError,
+    ParentBusyError,
+    ParentError,
+    ParentMissingError,
+    ParentStalledError,
+    StoreError,
+    VersionChangedError,
+)
+from p2p.pieces import Span, spans_of
+from peer.store import Entry
+
+REPORT_SECONDS = 0.002
+"""How long a report to the scheduler waits for company."""
+
+ORIGIN_REPORT_SECONDS = 0.010
+"""The same for what came from the origin: at the rate of a fast link that is a piece or two."""
+
+LAZY_REPORT_SECONDS = 0.5
+"""The same for what came from parents that are followed: that plans itself, and the scheduler only keeps the books."""
+
+
+class Reports:
+    """Batches the reports of one version; belongs to the event loop."""
+
+    def __init__(self, entry: Entry, send: Callable[[PeerMessage], None]) -> None:
+        """Report on `entry` by way of `send`."""
+        self._entry = entry
+        self._send = send
+        self._landed: list[Landed] = []
+        self._failed: list[Failed] = []
+        self._followed: dict[int, str] = {}
+        self._soon: asyncio.TimerHandle | None = None
+        self._soon_is_hurried = False
+        self._later: asyncio.TimerHandle | None = None
+        self.sent = 0
+        """How many reports went out."""
+
+    def add(self, news: Progress, *, soon: bool) -> None:
+        """Report this, `soon` or with what else comes from followed parents."""
+        loop = asyncio.get_running_loop()
+        if not soon:
+            self._followed |= {index: landed.parent_id for landed in news.landed for index in landed.span}
+            if self._later is None:
+                self._later = loop.call_later(LAZY_REPORT_SECONDS, self.flush)
+            return
+        self._landed += news.landed
+        self._failed += news.failed
+        hurried = bool(news.failed) or any(landed.parent_id != ORIGIN for landed in news.landed)
+        if self._soon is not None and hurried and not self._soon_is_hurried:
+            self._soon.cancel()
+            self._soon = None
+        if self._soon is None:
+            self._soon_is_hurried = hurried
+            self._soon = loop.call_later(REPORT_SECONDS if hurried else ORIGIN_REPORT_SECONDS, self._flush_soon)
+
+    def flush(self) -> None:
+        """Send all there is."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        followed, self._followed = self._followed, {}
+        self._landed += self._proven(followed)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        landed, self._landed = self._landed, []
+        failed, self._failed = self._failed, []
+        if landed or failed:
+            self.sent += 1
+            self._send(Progress(self._entry.version.id, tuple(joined(landed)), tuple(failed)))
+
+    def _proven(self, followed: dict[int, str]) -> Iterator[Landed]:
+        """Join pieces of several stripes, so of several parents, into spans; the first piece's parent is named."""
+        held = self._entry.landed
+        for span in spans_of(sorted(index for index in followed if index in held)):
+            proof = piece_digest(b"".join(self._entry.digest(index) for index in span))
+            yield Landed(span, followed[span.start], proof=proof)
+
+
+def joined(landed: Iterable[Landed]) -> Iterable[Landed]:
+    """Join neighbouring pieces from one parent, so that a report names spans; what has a proof is joined already."""
+    previous: Landed | None = None
+    for one in sorted(landed, key=lambda each: (each.parent_id, each.proof != b"", each.span)):
+        if (
+            previous
+            and previous.parent_id == one.parent_id
+            and previous.span.stop == one.span.start
+            and not (previous.proof or one.proof)
+        ):
+            previous = Landed(Span(previous.span.start, one.span.stop), one.parent_id, previous.digests + one.digests)
+            continue
+        if previous:
+            yield previous
+        previous = one
+    if previous:
+        yield previous
+
+
+def failure_reason(error: DamselflyError) -> FailureReason:
+    """Return what the control plane calls this error."""
+    kinds: tuple[tuple[type[DamselflyError], FailureReason], ...] = (
+        (ParentBusyError, FailureReason.BUSY),
+        (ParentMissingError, FailureReason.MISSING),
+        (ParentStalledError, FailureReason.STALLED),
+        (ParentError, FailureReason.UNREACHABLE),
+        (CorruptPieceError, FailureReason.CORRUPT),
+        (OriginRefusedError, FailureReason.ORIGIN_REFUSED),
+        (DeniedError, FailureReason.ORIGIN_REFUSED),
+        (CredentialsError, FailureReason.ORIGIN_REFUSED),
+        (VersionChangedError, FailureReason.VERSION_CHANGED),
+        (OriginError, FailureReason.ORIGIN_FAILED),
+        (StoreError, FailureReason.LOCAL),
+    )
+    return next((reason for kind, reason in kinds if isinstance(error, kind)), FailureReason.LOCAL)
