@@ -1,0 +1,111 @@
+"""What a scheduler is told of landings and failures, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from p2p.control import ORIGIN, Failed, FailureReason, Landed, PeerMessage, Progress
+from p2p.digests import piece_digest
+from p2p.pieces import Span
+from peer.download import reports
+from peer.download.reports import Reports, joined
+from peer.store import Store
+from tests.unit.store.support import PIECE, a_task, a_version, content, put
+
+D = [bytes([index]) * 16 for index in range(4)]
+
+
+def progress(*landed: Landed, failed: tuple[Failed, ...] = ()) -> Progress:
+    return Progress("v", landed, failed)
+
+
+def piece(index: int, parent_id: str, digest: bytes | None = None) -> Landed:
+    return Landed(Span(index, index + 1), parent_id, (digest,) if digest else ())
+
+
+def test_neighbours_from_one_parent_are_joined() -> None:
+    assert list(joined([piece(2, "b"), piece(1, ORIGIN, D[1]), piece(0, ORIGIN, D[0]), piece(3, "b")])) == [
+        Landed(Span(0, 2), ORIGIN, (D[0], D[1])),
+        Landed(Span(2, 4), "b"),
+    ]
+
+
+def test_what_has_a_proof_is_not_joined_to_anything() -> None:
+    proven = Landed(Span(1, 2), "b", proof=D[1])
+    assert set(joined([piece(0, "b"), proven, piece(2, "b")])) == {piece(0, "b"), proven, piece(2, "b")}
+
+
+class Timers:
+    """The timers of a loop, which go off when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.set: list[tuple[float, Callable[[], None], asyncio.TimerHandle]] = []
+        loop = asyncio.get_running_loop()
+
+        def call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+            handle = asyncio.TimerHandle(loop.time() + delay, callback, (), loop)
+            self.set.append((delay, callback, handle))
+            return handle
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+
+    def pending(self) -> list[float]:
+        return sorted(delay for delay, _, handle in self.set if not handle.cancelled())
+
+    def fire(self, delay: float) -> None:
+        due = [callback for each, callback, handle in self.set if each == delay and not handle.cancelled()]
+        self.set = [one for one in self.set if one[0] != delay]
+        for callback in due:
+            callback()
+
+
+async def test_each_kind_of_news_waits_as_long_as_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await Store.open(tmp_path)
+    task = a_task()
+    sent: list[PeerMessage] = []
+    with await store.entry(task, a_version(task, 5 * PIECE)) as entry:
+        await put(entry, range(5))
+        with monkeypatch.context() as patch:
+            timers = Timers(patch)
+            told = Reports(entry, sent.append)
+            told.add(progress(piece(3, "p3")), soon=False)
+            told.add(progress(piece(0, "p0")), soon=False)
+            told.add(progress(piece(4, "p0")), soon=False)
+            assert timers.pending() == [reports.LAZY_REPORT_SECONDS]
+            told.add(progress(piece(1, ORIGIN, D[1])), soon=True)
+            told.add(progress(piece(2, ORIGIN, D[2])), soon=True)
+            assert timers.pending() == [reports.ORIGIN_REPORT_SECONDS, reports.LAZY_REPORT_SECONDS]
+            failed = Failed(Span(5, 6), "p5", FailureReason.BUSY)
+            told.add(progress(failed=(failed,)), soon=True)
+            assert timers.pending() == [reports.REPORT_SECONDS, reports.LAZY_REPORT_SECONDS]
+            timers.fire(reports.REPORT_SECONDS)
+            version_id = entry.version.id
+            assert sent == [Progress(version_id, (Landed(Span(1, 3), ORIGIN, (D[1], D[2])),), (failed,))]
+            timers.fire(reports.LAZY_REPORT_SECONDS)
+            proof = piece_digest(content(entry, 3)[1] + content(entry, 4)[1])
+            first = Landed(Span(0, 1), "p0", proof=piece_digest(content(entry, 0)[1]))
+            assert sent[1:] == [Progress(version_id, (first, Landed(Span(3, 5), "p3", proof=proof)))]
+            assert timers.pending() == []
+            told.flush()
+            assert told.sent == len(sent) == 2
+    await store.close()
+
+
+async def test_what_the_end_of_a_download_finds_is_sent_at_once(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+    task = a_task()
+    sent: list[PeerMessage] = []
+    with await store.entry(task, a_version(task, 2 * PIECE)) as entry:
+        await put(entry, [0])
+        told = Reports(entry, sent.append)
+        told.add(progress(piece(0, "p0"), piece(1, "p0")), soon=False)
+        told.add(progress(piece(1, ORIGIN, D[1])), soon=True)
+        told.flush()
+        (message,) = sent
+        assert isinstance(message, Progress)
+        assert [one.span for one in message.landed] == [Span(1, 2), Span(0, 1)], "what is not held is not reported"
+    await store.close()
