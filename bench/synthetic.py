@@ -16,7 +16,7 @@ from p2p.control import ORIGIN, Assignment, Hello, Holding, Holdings, Landed, Pr
 from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import ValidatorKind, Version
 from peer.core.download import PARENT_TRANSFERS
-from peer.download.driver import REPORT_SECONDS
+from peer.download.reports import REPORT_SECONDS
 from peer.link import HOLDINGS_PER_MESSAGE
 
 _UPLOAD_SLOTS = 16

@@ -15,7 +15,7 @@ from bench.report import ChartsUnavailableError, write_json
 from bench.sim.policies import RarestFirst, Tree
 from bench.sim.record import Record
 from bench.sim.report import Run, draw, table
-from bench.sim.scenario import Arrivals, CostModel, Scenario, parse_rate
+from bench.sim.scenario import Arrivals, CostModel, Scenario, Sharing, parse_rate
 from bench.sim.swarm import SimulatedSwarm, SimulationError
 from p2p.config import parse_duration, parse_size
 from p2p.errors import ConfigError
@@ -48,6 +48,9 @@ def main(
     ] = None,
     zones: Annotated[int, typer.Option(min=1, help="Hosts are spread over so many zones.")] = 1,
     zone_rate: Annotated[str, typer.Option(help="From each zone to each other.")] = "1gbit",
+    sharing: Annotated[
+        Sharing, typer.Option(help="How flows share a link; evenly wastes some and is faster to compute.")
+    ] = Sharing.FAIR,
     scheduler_cost: Annotated[
         float, typer.Option(min=0.0, help="How many times the modelled cost the scheduler takes; 0: none.")
     ] = 1.0,
@@ -78,6 +81,7 @@ def main(
             restart_at=None if restart is None else parse_duration(restart),
             zones=zones,
             zone_rate=parse_rate(zone_rate),
+            sharing=sharing,
             cost=CostModel().scaled(scheduler_cost),
             seed=seed,
         )

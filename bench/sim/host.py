@@ -45,14 +45,12 @@ from peer.core.messages import (
     Unwatch,
     Watch,
 )
+from peer.download.driver import WORKING_SECONDS
 
 if TYPE_CHECKING:
     from bench.sim.swarm import SimulatedSwarm
 
 _READER = 1
-
-WORKING_SECONDS = 1.0
-"""How often the scheduler hears that transfers go on, as from the real driver."""
 
 
 def digest_of(index: int) -> bytes:
@@ -98,10 +96,10 @@ class SimulatedHost:
         self.reports = Reports(swarm.clock, swarm.version_id, swarm.digests, self._send)
         self._timer_at: float | None = None
         self._working = False
+        self._reports_seen = 0
         self._connected = True
         self._done = False
-        self._stored = bytearray(landed.size)
-        """A byte for each piece: 1 for those that have landed here."""
+        self._stored = bytearray(landed.size)  # 1 for each piece that has landed here
         self._count = 0
         self._front = 0
 
@@ -391,7 +389,9 @@ class SimulatedHost:
     def _still_working(self) -> None:
         self._working = bool(self._transfers) and self.alive
         if self._working:
-            self._send(Progress(self._swarm.version_id))
+            if self.reports.sent == self._reports_seen:
+                self._send(Progress(self._swarm.version_id))
+            self._reports_seen = self.reports.sent
             self._clock.after(WORKING_SECONDS, self._still_working)
 
     def _send(self, message: PeerMessage, *, surely: bool = False) -> None:

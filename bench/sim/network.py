@@ -5,11 +5,12 @@ get equally much of it, and what some cannot use, because another of their links
 (max-min fairness, Bertsekas and Gallager, Data Networks, section 6.5.2). Each link makes every flow an *offer*, and a
 flow goes at the lowest offer it has. Offers are settled anew when a flow starts or ends, from there outwards, until
 nothing changes by more than RIPPLE; a link never carries more than its capacity, and wastes no more than some RIPPLE.
+A simpler network, where links waste what a flow cannot use, stands beside that one: for fleets of thousands of hosts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from random import Random
 from typing import Any
@@ -165,24 +166,26 @@ class Network:
                     # A lower limit matters only where somebody waits for what it sets free.
                     if (new < other.offer and not other.slack) if new < old else old < other.offer:
                         changed[other] = None
-        for link in offered:
+        self._give_rates(offered)
+
+    def _give_rates(self, links: Iterable[Link]) -> None:
+        """Let all flows on these links go as fast as their links offer now."""
+        now = self._clock.now
+        for link in links:
             offer = link.offer
             for flow, others in link.flows.items():
                 rate = others.offer
                 if rate > offer:
                     rate = offer
-                if rate != flow.rate:
-                    self._retime(flow, rate)
-
-    def _retime(self, flow: Flow, rate: float) -> None:
-        now = self._clock.now
-        remaining = flow.remaining = flow.remaining - flow.rate * (now - flow.since)
-        flow.since, flow.rate = now, rate
-        finish = now + remaining / rate if remaining > 0.0 else now
-        # A look that comes too early looks again: cheaper than one for each change of the rate.
-        if finish < flow.due:
-            flow.due = finish
-            self._clock.at(finish, self._look, flow, finish)
+                if rate == flow.rate:
+                    continue
+                remaining = flow.remaining = flow.remaining - flow.rate * (now - flow.since)
+                flow.since, flow.rate = now, rate
+                finish = now + remaining / rate if remaining > 0.0 else now
+                # A look that comes too early looks again: cheaper than one for each change of the rate.
+                if finish < flow.due:
+                    flow.due = finish
+                    self._clock.at(finish, self._look, flow, finish)
 
     def _look(self, flow: Flow, due: float) -> None:
         if flow.due != due:
@@ -209,6 +212,20 @@ class Network:
         flow.arrived(position)
         if flow.ended is not None:
             flow.ended()
+
+
+class EvenNetwork(Network):
+    """A network where each link splits evenly: what a flow cannot use of its part is wasted.
+
+    No flow ever goes faster than with fair shares, and a settlement reaches no further than the two links it is about,
+    which is several times as fast to compute.
+    """
+
+    def _settle(self, links: tuple[Link, ...]) -> None:
+        for link in links:
+            link.offer = link.capacity / (len(link.flows) or 1)
+        self.settled += len(links)
+        self._give_rates(links)
 
 
 class Zones:

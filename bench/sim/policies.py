@@ -17,9 +17,9 @@ from functools import partial
 from random import Random
 
 from bench.sim.clock import Clock
-from bench.sim.network import Link, Network, Zones
+from bench.sim.network import Link, Zones
 from bench.sim.record import Record
-from bench.sim.scenario import Scenario
+from bench.sim.scenario import Scenario, network_of
 from bench.sim.swarm import SimulationError
 from p2p.pieces import Bitmap
 
@@ -78,7 +78,7 @@ class Policy(ABC):
         self.scenario = scenario
         self.random = Random(scenario.seed)  # noqa: S311  # a run must repeat
         self.clock = Clock()
-        self.network = Network(self.clock)
+        self.network = network_of(scenario.sharing, self.clock)
         self.record = Record(slice_seconds=scenario.single_node_seconds / 50)
         self.layout = scenario.layout
         self.copies = [scenario.seeds] * self.layout.count

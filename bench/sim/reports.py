@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from bench.sim.clock import Clock
 from p2p.control import ORIGIN, Failed, Landed, PeerMessage, Progress
 from p2p.digests import piece_digest
-from p2p.pieces import Span, spans_of
-
-REPORT_SECONDS = 0.002
-"""How long a report waits for company."""
-
-ORIGIN_REPORT_SECONDS = 0.010
-"""The same for what came from the origin."""
-
-LAZY_REPORT_SECONDS = 0.5
-"""The same for what came from parents that are followed."""
+from p2p.pieces import spans_of
+from peer.download.reports import LAZY_REPORT_SECONDS, ORIGIN_REPORT_SECONDS, REPORT_SECONDS, joined
 
 
 class Reports:
@@ -33,6 +25,8 @@ class Reports:
         self._failed: list[Failed] = []
         self._followed: dict[int, str] = {}
         """The parents of pieces that nobody waits to hear of."""
+        self.sent = 0
+        """How many reports went out."""
         self._soon: float | None = None
         self._later: float | None = None
 
@@ -76,31 +70,12 @@ class Reports:
     def _say(self) -> None:
         self._soon = None
         if self._landed or self._failed:
-            landed, failed = tuple(_joined(self._landed)), tuple(self._failed)
+            landed, failed = tuple(joined(self._landed)), tuple(self._failed)
             self._landed, self._failed = [], []
+            self.sent += 1
             self.send(Progress(self._version_id, landed, failed))
 
     def _proven(self) -> Iterator[Landed]:
         for span in spans_of(sorted(self._followed)):
             proof = piece_digest(b"".join(self._digests[span.start : span.stop]))
             yield Landed(span, self._followed[span.start], proof=proof)
-
-
-def _joined(landed: Iterable[Landed]) -> Iterator[Landed]:
-    """Join neighbouring pieces from one parent, so that a report names spans; what has a proof is joined already."""
-    previous: Landed | None = None
-    for one in sorted(landed, key=lambda each: (each.parent_id, each.proof != b"", each.span.start)):
-        if previous is not None:
-            if (
-                previous.parent_id == one.parent_id
-                and previous.span.stop == one.span.start
-                and not previous.proof
-                and not one.proof
-            ):
-                span = Span(previous.span.start, one.span.stop)
-                previous = Landed(span, one.parent_id, previous.digests + one.digests)
-                continue
-            yield previous
-        previous = one
-    if previous is not None:
-        yield previous

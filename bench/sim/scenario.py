@@ -8,6 +8,8 @@ from enum import StrEnum
 from math import ceil, log2
 from random import Random
 
+from bench.sim.clock import Clock
+from bench.sim.network import EvenNetwork, Network
 from p2p.errors import ConfigError
 from p2p.pieces import GIB, PieceLayout
 
@@ -18,6 +20,13 @@ class Arrivals(StrEnum):
     BURST = "burst"
     POISSON = "poisson"
     ROLLING = "rolling"
+
+
+class Sharing(StrEnum):
+    """Flows share links max-min fairly; or each link evenly, so that what one flow cannot use is wasted."""
+
+    FAIR = "fair"
+    EVEN = "even"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class Scenario:
     zones: int = 1
     zone_rate: float = 1.25e8
     """From each zone to each other."""
+    sharing: Sharing = Sharing.FAIR
     cost: CostModel = field(default_factory=CostModel)
     seed: int = 1
     """Of all randomness."""
@@ -135,6 +145,11 @@ class Scenario:
             now += random.expovariate(self.nodes / span) if span else 0.0
             times.append(now)
         return times
+
+
+def network_of(sharing: Sharing, clock: Clock) -> Network:
+    """Return a new network whose links are shared like that."""
+    return (EvenNetwork if sharing is Sharing.EVEN else Network)(clock)
 
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)bit(?:/s|ps)?", re.IGNORECASE)

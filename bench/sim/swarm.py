@@ -7,10 +7,10 @@ from random import Random
 
 from bench.sim.clock import Clock
 from bench.sim.host import SimulatedHost, digest_of
-from bench.sim.network import Channel, Link, Network, Zones
+from bench.sim.network import Channel, Link, Zones
 from bench.sim.origin import SimulatedOrigin
 from bench.sim.record import Record
-from bench.sim.scenario import Scenario
+from bench.sim.scenario import Scenario, network_of
 from bench.sim.scheduler import SimulatedScheduler
 from p2p.control import Source
 from p2p.errors import DamselflyError
@@ -31,7 +31,7 @@ class SimulatedSwarm:
         self.checking = checking
         self.random = Random(scenario.seed)  # noqa: S311  # a run must repeat
         self.clock = Clock()
-        self.network = Network(self.clock)
+        self.network = network_of(scenario.sharing, self.clock)
         self.record = Record(slice_seconds=scenario.single_node_seconds / 50)
         self.version = Version("0" * 64, scenario.size, ValidatorKind.ETAG, '"simulated"')
         self.version_id = self.version.id

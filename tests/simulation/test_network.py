@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.sim.clock import Clock
-from bench.sim.network import RIPPLE, Channel, Flow, Link, Network
+from bench.sim.network import RIPPLE, Channel, EvenNetwork, Flow, Link, Network
 
 
 class Ground:
     """A network, and when each flow on it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Network] = Network) -> None:
         self.clock = Clock()
-        self.network = Network(self.clock)
+        self.network = kind(self.clock)
         self.ended: dict[str, float] = {}
         self.arrived: dict[str, list[float]] = {}
 
@@ -114,6 +114,34 @@ def test_no_link_carries_more_than_it_can_nor_is_any_wasted(flows: list[tuple[in
         check()
     assert len(ground.ended) == len(flows)
     assert sum(link.bytes for link in links) == 2 * sum(size for _, _, size in flows)
+
+
+def test_where_links_split_evenly_what_one_cannot_use_is_wasted() -> None:
+    ground = Ground(EvenNetwork)
+    uplink = Link(100)
+    ground.send("slow", uplink, Link(10), sizes=(10,))
+    ground.send("fast", uplink, Link(100), sizes=(90,))
+    ground.run()
+    # 50 for the fast one until the slow one is through at 1 s, then 100.
+    assert ground.ended == pytest.approx({"slow": 1.0, "fast": 1.4})
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(4, 7), st.integers(1, 50)), min_size=1, max_size=30))
+def test_no_flow_on_evenly_split_links_has_more_than_its_part_of_each(flows: list[tuple[int, int, int]]) -> None:
+    ground = Ground(EvenNetwork)
+    links = [Link(capacity) for capacity in (100, 70, 30, 10, 100, 60, 20, 5)]
+
+    def check() -> None:
+        for link in links:
+            for flow in link.flows:
+                assert flow.rate == min(one.capacity / len(one.flows) for one in flow.links)
+
+    for number, (source, target, size) in enumerate(flows):
+        ground.send(str(number), links[source], links[target], sizes=(size,))
+        check()
+    while ground.clock.step():
+        check()
+    assert len(ground.ended) == len(flows)
 
 
 def test_messages_arrive_in_order_whatever_the_jitter() -> None:
