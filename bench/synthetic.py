@@ -1,7 +1,7 @@
 """Hosts that say to a scheduler what real peers say, without moving a byte.
 
 What a host is assigned lands at the rate of its link: so many transfers at once share it, a piece of each in turn
-(`peer.core.download`), and reports wait for company and name spans (`peer.download.driver`). Time is an argument.
+(`peer.core.transfers`), and reports wait for company and name spans (`peer.download.driver`). Time is an argument.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 from p2p.control import ORIGIN, Assignment, Hello, Holding, Holdings, Landed, Progress, Source, Want
 from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import ValidatorKind, Version
-from peer.core.download import PARENT_TRANSFERS
+from peer.core.transfers import PARENT_TRANSFERS
 from peer.download.reports import REPORT_SECONDS
 from peer.link import HOLDINGS_PER_MESSAGE
 

@@ -2,7 +2,7 @@
 
 Every missing piece that somebody here wants is in exactly one place:
 
-    asked for     the scheduler knows that it is wanted, and will assign it
+    asked for     the scheduler knows that it is wanted, and will assign it, or has named whom to follow for it
     planned       the scheduler named a parent for it, no transfer has it yet
     due           to be taken from the origin by this host, no transfer has it yet
     flying        one transfer is fetching it
@@ -11,45 +11,61 @@ A seed's *duty* (pieces the scheduler told it to bring from the origin for other
 wanted by nobody here. No two transfers ever fetch one piece: both would write the same bytes of the same file, and a
 faulty one could damage what the other had verified.
 
-With a scheduler the machine follows assignments. Without one, GRACE_SECONDS after it went away, or when it leaves the
-download without a landed piece for PATIENCE_SECONDS, the download is *alone* and takes what it wants from the origin
-itself.
+What is only asked for, and a followed parent has announced, flies as soon as that parent has nothing else to send here
+(`peer.core.following`); the scheduler has no part in that, and is told in its own good time.
+
+With a scheduler the machine follows assignments. When it has left the download without a landed piece for
+PATIENCE_SECONDS, the download is *alone* and takes what it wants from the origin itself. The same holds without a
+scheduler as long as some followed parent can be heard; else the download is alone GRACE_SECONDS after the scheduler
+went away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from math import inf
 
-from p2p.control import ORIGIN, Assignment, Failed, FailureReason, Landed, Part, Progress, Source, Unwant, Want
-from p2p.pieces import MIB, Bitmap, PieceLayout, Span, spans_of
+from p2p.control import (
+    ORIGIN,
+    Assignment,
+    Failed,
+    FailureReason,
+    Following,
+    Lagging,
+    Landed,
+    Progress,
+    Source,
+    Unwant,
+    Want,
+)
+from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.versions import Version
-from peer.core.flights import Flight, Flights, Sources
+from peer.core.bits import bitmap_of, bits_of, bits_of_bitmap, spans_of_bits
+from peer.core.flights import Flight
+from peer.core.following import Followings
 from peer.core.messages import (
-    AbortTransfer,
     Assigned,
     Command,
     Disinterest,
     Event,
+    Followed,
     GiveUp,
     Interest,
     OriginOverloaded,
+    ParentHas,
+    ParentLost,
     PieceLanded,
     SchedulerDown,
     SchedulerUp,
-    StartTransfer,
     Stop,
     Tell,
     Tick,
     TransferEnded,
 )
-from peer.core.pace import OriginPace, Paces
-
-PARENT_BYTES = 16 * MIB
-"""How much one request asks a parent for at the most: its first byte is never far."""
-
-PARENT_TRANSFERS = 4
-"""Concurrent transfers from other hosts, all parents of one download together."""
+from peer.core.pace import Paces
+from peer.core.plans import Plans
+from peer.core.readers import Readers, Sources
+from peer.core.transfers import Transfers
 
 GRACE_SECONDS = 2.0
 """How long a download that a scheduler has planned waits for it, or another, to come back: a restart takes less, and
@@ -83,218 +99,223 @@ class DownloadCore:
         self.version = version
         self.layout = layout
         self.landed = landed.copy()
-        self.pace = OriginPace()
-        self._paces = paces or Paces()
-        self._origin: str | None = None
-        """Where `pace` is learnt; None as long as nothing has been asked of an origin."""
         self.alone = False
         self._scheduler = scheduler
         self._seed = seed
-        self._everything = Bitmap(layout.count, layout.everything())
-        self._readers: dict[int, Bitmap] = {}
-        self._readers_pieces = Bitmap(layout.count)
-        """The union of `_readers`, kept because every event asks for it several times."""
+        self._lacking = bits_of(layout.everything()) & ~bits_of_bitmap(landed)
+        self._wanted = 0
+        """What some reader waits for, of what is lacking."""
+        self._readers = Readers()
         self._sources = Sources()
-        self._planned: dict[int, Part] = {}
-        self._due = Bitmap(layout.count)
-        self._assigned_due = Bitmap(layout.count)
-        self._flights = Flights(layout.count)
+        self._plans = Plans()
+        self._followings = Followings(layout.count)
+        paces = paces or Paces()
+        self._transfers = Transfers(layout, self._readers, self._sources, self._plans, self._followings, paces)
+        self._flights = self._transfers.flights
         self._last_landing = 0.0
         self._alone_at = scheduler_lost_at + GRACE_SECONDS
 
     @property
     def wanted(self) -> Bitmap:
         """The pieces some reader waits for that have not landed."""
-        return self._readers_pieces - self.landed
+        return bitmap_of(self._wanted, self.layout.count)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is wanted, due or under way: the download may be forgotten."""
-        return not (self._flights or self._due or self._planned or self.wanted)
+        return not (self._wanted or self._flights or self._plans.due or self._plans.planned)
 
     def apply(self, event: Event, *, now: float) -> list[Command]:
         """Take an event at `now` (monotonic seconds) and return what is to be done, in order."""
         commands: list[Command] = []
+        # The first three come for each piece of a followed parent: what they cannot have changed is not looked at.
         match event:
+            case ParentHas(parent_id, spans):
+                if (parent := self._followings.heard(parent_id, spans)) is not None:
+                    self._transfers.pull(parent, self._wanted, now, commands)
+                return commands
+            case PieceLanded():
+                if self._piece_landed(event, now, commands).followed:
+                    return commands
+            case TransferEnded():
+                flight = self._transfer_ended(event, now, commands)
+                if flight.followed and not flight.remaining:
+                    self._transfers.pull_after(flight, self._wanted, now, commands)
+                    return commands
             case Interest():
                 self._interest(event, now, commands)
             case Disinterest(reader):
-                self._disinterest({reader}, commands)
+                self._disinterest((reader,), now, commands)
             case Assigned(assignment):
                 self._assigned(assignment, now, commands)
+            case Followed(following):
+                self._followed(following, now, commands)
+            case ParentLost():
+                self._parent_lost(event, now, commands)
             case SchedulerUp():
                 self._scheduler_up(now, commands)
             case SchedulerDown():
                 self._scheduler, self._alone_at = False, now + GRACE_SECONDS
-            case PieceLanded():
-                self._piece_landed(event, now, commands)
             case OriginOverloaded():
-                self.pace.refused()
-            case TransferEnded():
-                self._transfer_ended(event, commands)
+                self._transfers.pace.refused()
             case Stop():
-                self._stop(commands)
+                self._stop(now, commands)
             case Tick():
-                pass
+                self._lose_patience(now)
+                lagging = self._followings.review(now, commands)
+                if lagging and self._scheduler:
+                    commands.append(Tell(Lagging(self.version.id, lagging)))
         self._lose_patience(now)
         self._take_what_nobody_plans()
         self._hand_back_what_has_no_source(commands)
-        self._start(now, commands)
-        self._despair(commands)
+        self._transfers.start(self._wanted, self._lacking, now, commands)
+        self._despair(now, commands)
         return commands
 
     def next_deadline(self) -> float | None:
         """Return when a Tick is due (monotonic seconds), or None."""
-        if self.alone or not self.wanted:
+        if not self._wanted:
             return None
-        if not self._scheduler:
-            return self._alone_at
-        return None if self._flights else self._last_landing + PATIENCE_SECONDS
+        deadline = min(self._followings.deadline(), self._patient_until())
+        return deadline if deadline < inf else None
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every piece is where the module's header says."""
-        pieces = {index for bitmap in self._readers.values() for index in bitmap}
-        assert set(self._readers_pieces) == pieces, "what readers want is miscounted"
-        flying: set[int] = set()
-        for flight in self._flights.values():
-            assert flying.isdisjoint(flight.remaining), "a piece flies twice"
-            assert flight.remaining <= set(flight.span), "a transfer fetches what it was not asked for"
-            flying |= flight.remaining
-        assert not any(index in self.landed for index in flying), "a landed piece is being overwritten"
-        assert not self._due & self.landed, "a landed piece is due"
-        assert not any(index in self.landed for index in self._planned), "a landed piece is planned"
-        assert not self._assigned_due - self._due, "assigned to the origin, yet not due"
-        assert not any(index in self._due for index in self._planned), "a piece is planned and due"
-        if self.alone and self._sources.usable():
-            hands = flying | set(self._due) | set(self._planned)
-            assert set(self.wanted) <= hands, "alone, and a wanted piece is in no hand"
-        assert self._flights.from_origin <= self.pace.highest, "too many requests at the origin"
-        assert self._flights.from_parents <= PARENT_TRANSFERS, "too many transfers from parents"
+        lacking = bits_of(self.layout.everything()) & ~bits_of_bitmap(self.landed)
+        assert self._lacking == lacking, "miscounted what is lacking"
+        self._readers.check_invariants()
+        assert self._wanted == self._readers.pieces & lacking, "what readers want is miscounted"
+        self._transfers.check_invariants(lacking)
+        self._plans.check_invariants(lacking)
+        if self.alone and self._sources.usable:
+            hands = self._flights.pieces | self._plans.due | self._plans.planned
+            assert not self._wanted & ~hands, "alone, and a wanted piece is in no hand"
+        self._followings.check_invariants(self._wanted)
+        assert self._wanted or not self._followings, "parents are followed for nothing"
 
     # Events
 
     def _interest(self, event: Interest, now: float, commands: list[Command]) -> None:
-        known = self.wanted
+        known = self._wanted
         if not known:
             self._last_landing = now
-        self._readers[event.reader] = Bitmap(self.layout.count, event.spans)
-        self._readers_pieces |= self._readers[event.reader]
+        self._readers.come(event.reader, event.spans)
+        self._wanted = self._readers.pieces & self._lacking
+        self._followings.wants(self._wanted, now)
         self._sources.bring(event.reader, event.source)
-        self._ask(self.wanted - known - self._own_initiative(), commands)
+        self._ask(self._wanted & ~known & ~self._own_initiative(), commands)
 
-    def _disinterest(self, readers: Iterable[int], commands: list[Command]) -> None:
-        before = self.wanted
+    def _disinterest(self, readers: Iterable[int], now: float, commands: list[Command]) -> None:
+        before = self._wanted
         for reader in readers:
-            self._readers.pop(reader, None)
+            self._readers.leave(reader)
             self._sources.leave(reader)
-        self._readers_pieces = Bitmap(self.layout.count)
-        for bitmap in self._readers.values():
-            self._readers_pieces |= bitmap
-        wanted = self.wanted
+        wanted = self._wanted = self._readers.pieces & self._lacking
         if before == wanted:
             return
         if self._scheduler:
             commands.append(Tell(Unwant(self.version.id)))
         # With that the scheduler has forgotten what it assigned, but for a seed's duty. What flies already goes on,
         # if it is wanted, on this host's own initiative; of the rest the scheduler is told anew.
-        self._planned.clear()
+        self._plans.clear_parts()
         if not self._seed:
-            self._due.clear()
-            self._assigned_due.clear()
+            self._plans.clear_due()
         for transfer, flight in self._flights.items():
             if self._seed and flight.source is not None:
                 continue
             flight.assigned = False
-            if not any(index in wanted for index in flight.remaining):
-                self._abort(transfer, flight, commands)
-        self._ask(wanted - self._own_initiative(), commands)
+            if not flight.remaining & wanted:
+                self._transfers.abort(transfer, commands)
+        self._followings.known = False
+        self._followings.wants(wanted, now)
+        if not wanted:
+            self._followings.leave(commands)
+        self._ask(wanted & ~self._own_initiative(), commands)
 
     def _scheduler_up(self, now: float, commands: list[Command]) -> None:
-        """Start afresh with a scheduler that knows nothing of this download: it was away, or is another one."""
+        """Start afresh with a scheduler that knows nothing of this download: it was away, or is another one.
+
+        Parents are followed on until it names others.
+        """
         self._scheduler, self.alone = True, False
-        self._planned.clear()
-        self._due.clear()
-        self._assigned_due.clear()
+        self._plans.clear_parts()
+        self._plans.clear_due()
+        self._followings.known = False
         for flight in self._flights.values():
             flight.assigned = False
         self._last_landing = now
-        self._ask(self.wanted - self._own_initiative(), commands)
+        self._ask(self._wanted & ~self._own_initiative(), commands)
 
     def _assigned(self, assignment: Assignment, now: float, commands: list[Command]) -> None:
-        if self.alone and self._scheduler:
-            # It plans again: what this host meant to take on its own initiative, and has not begun, is its business.
-            self.alone, self._last_landing = False, now
-            initiative = self._due - self._assigned_due
-            self._due -= initiative
-            self._ask(initiative & self.wanted, commands)
+        self._heard_of_scheduler(now, commands)
         if assignment.source is not None:
             self._sources.lend(assignment.source)
-        wanted = self.wanted
-        for part in assignment.parts:
-            for index in part.span:
-                if index not in self.landed and (part.parent_id == ORIGIN or index in wanted):
-                    self._plan(index, part, commands)
+        self._transfers.assign(assignment, self._wanted, self._lacking, commands)
 
-    def _plan(self, index: int, part: Part, commands: list[Command]) -> None:
-        for transfer, flight in self._flights.items():
-            if index in flight.remaining and not flight.aborting:
-                if flight.parent_id == part.parent_id or not flight.assigned:
-                    return
-                self._abort(transfer, flight, commands)
-        if part.parent_id == ORIGIN:
-            self._planned.pop(index, None)
-            self._due.add_piece(index)
-            self._assigned_due.add_piece(index)
+    def _followed(self, following: Following, now: float, commands: list[Command]) -> None:
+        self._heard_of_scheduler(now, commands)
+        if self._wanted:
+            for parent_id in self._followings.follow(following, self._wanted, now, commands):
+                self._transfers.abort_from(parent_id, commands)
+
+    def _parent_lost(self, event: ParentLost, now: float, commands: list[Command]) -> None:
+        parent = self._followings.lose(event.parent_id, now, commands)
+        if parent is None:
             return
-        self._due.discard_piece(index)
-        self._assigned_due.discard_piece(index)
-        digest = part.digests[index - part.span.start]
-        self._planned[index] = Part(Span(index, index + 1), part.parent_id, part.parent_address, (digest,))
+        self._alone_at = max(self._alone_at, min(now + GRACE_SECONDS, self._last_landing + PATIENCE_SECONDS))
+        flight = self._transfers.abort_from(event.parent_id, commands)
+        if flight is not None:
+            self._report(flight.remaining, event.parent_id, event.reason, event.detail, commands)
+        if self._scheduler and parent.own & self._wanted:
+            commands.append(Tell(Lagging(self.version.id, parent.stripes)))
 
-    def _piece_landed(self, event: PieceLanded, now: float, commands: list[Command]) -> None:
-        self.landed.add_piece(event.index)
+    def _piece_landed(self, event: PieceLanded, now: float, commands: list[Command]) -> Flight:
+        index = event.index
+        bit = 1 << index
+        flight = self._transfers.landed(event, bit, now)
+        self.landed.add_piece(index)
         self._last_landing = now
-        self._planned.pop(event.index, None)
-        self._due.discard_piece(event.index)
-        self._assigned_due.discard_piece(event.index)
-        flight = self._flights[event.transfer]
-        flight.remaining.discard(event.index)
-        if flight.source is not None:
-            self.pace.landed(self.layout.size(event.index), now)
+        self._lacking &= ~bit
+        self._wanted &= ~bit
+        self._plans.landed(index, bit)
+        if self._wanted:
+            self._followings.landed(index, self._wanted, now)
+        else:
+            self._followings.leave(commands)
         if self._scheduler:
             digests = (event.digest,) if flight.source is not None else ()
-            landed = Landed(Span(event.index, event.index + 1), flight.parent_id, digests)
-            commands.append(Tell(Progress(self.version.id, (landed,))))
+            landed = Landed(Span(index, index + 1), flight.parent_id, digests)
+            commands.append(Tell(Progress(self.version.id, (landed,)), soon=not flight.followed))
+        return flight
 
-    def _transfer_ended(self, event: TransferEnded, commands: list[Command]) -> None:
-        flight = self._flights.pop(event.transfer)
-        if self._origin is not None and not self._flights.from_origin:
-            self.pace.idle()
-            self._paces.learn(self._origin, self.pace)
-        unfinished = Bitmap(self.layout.count, spans_of(sorted(flight.remaining)))
-        if not unfinished:
-            return
-        if event.reason is None:
-            self._ask_again(unfinished, commands)
-        elif flight.source is None:
-            self._parent_failed(event, event.reason, flight, unfinished, commands)
-        else:
-            self._origin_failed(event, event.reason, flight, flight.source, unfinished, commands)
+    def _transfer_ended(self, event: TransferEnded, now: float, commands: list[Command]) -> Flight:
+        flight = self._transfers.end(event.transfer)
+        if flight.remaining:
+            told = flight.followed and flight.aborting
+            if event.reason is None or (told and event.reason is not FailureReason.LOCAL):
+                # What a named parent was to give is still promised, or was reported when that parent was lost.
+                if not (flight.followed and flight.assigned):
+                    self._ask_again(flight.remaining, commands)
+            elif flight.source is None:
+                self._parent_failed(event, event.reason, flight, now, commands)
+            else:
+                self._origin_failed(event, event.reason, flight, flight.source, now, commands)
+        return flight
 
     def _parent_failed(
-        self, event: TransferEnded, reason: FailureReason, flight: Flight, unfinished: Bitmap, commands: list[Command]
+        self, event: TransferEnded, reason: FailureReason, flight: Flight, now: float, commands: list[Command]
     ) -> None:
-        lost = unfinished.copy()
-        if reason in _SHUNNED:
+        lost = flight.remaining
+        if flight.followed:
+            self._followings.failed(flight.parent_id, lost, reason, now)
+        elif reason in _SHUNNED:
             # The rest that is planned from this parent would only wait for its own deadline, piece after piece.
-            for index in [index for index, part in self._planned.items() if part.parent_id == flight.parent_id]:
-                del self._planned[index]
-                lost.add_piece(index)
-        self._report([Failed(span, flight.parent_id, reason, event.detail) for span in lost.spans()], commands)
+            lost |= self._plans.forsake(flight.parent_id)
+        self._report(lost, flight.parent_id, reason, event.detail, commands)
         if reason is FailureReason.LOCAL:
-            self._give_up(event.transfer, event.detail, commands)
+            self._give_up(event.transfer, event.detail, now, commands)
         elif not flight.assigned:
-            self._ask_again(unfinished, commands)
+            self._ask_again(flight.remaining, commands)
 
     def _origin_failed(
         self,
@@ -302,132 +323,90 @@ class DownloadCore:
         reason: FailureReason,
         flight: Flight,
         source: Source,
-        unfinished: Bitmap,
+        now: float,
         commands: list[Command],
     ) -> None:
         self._sources.failed(source, reason)
-        if self._sources.usable() and reason is not FailureReason.LOCAL and self._sources.is_useless(source):
+        plans = self._plans
+        if self._sources.usable and reason is not FailureReason.LOCAL and self._sources.is_useless(source):
             # Another way to the same bytes is left: another reader's URL, or the one the scheduler lent.
-            self._due |= unfinished
+            plans.due |= flight.remaining
             if flight.assigned:
-                self._assigned_due |= unfinished
+                plans.assigned_due |= flight.remaining
             return
-        lost = unfinished | self._due
-        ours = bool(lost & self.wanted)
-        self._due.clear()
-        self._assigned_due.clear()
-        self._report([Failed(span, ORIGIN, reason, event.detail) for span in lost.spans()], commands)
+        lost = flight.remaining | plans.due
+        ours = bool(lost & self._wanted)
+        plans.clear_due()
+        self._report(lost, ORIGIN, reason, event.detail, commands)
         if ours and (self._sources.is_own(source) or self.alone or reason is FailureReason.LOCAL):
-            self._give_up(event.transfer, event.detail, commands)
+            self._give_up(event.transfer, event.detail, now, commands)
         elif ours and not flight.assigned:
-            self._ask_again(unfinished, commands)
+            self._ask_again(flight.remaining, commands)
 
-    def _stop(self, commands: list[Command]) -> None:
-        self._disinterest(tuple(self._readers), commands)
-        self._planned.clear()
-        self._due.clear()
-        self._assigned_due.clear()
-        for transfer, flight in self._flights.items():
-            self._abort(transfer, flight, commands)
+    def _stop(self, now: float, commands: list[Command]) -> None:
+        self._disinterest(self._readers, now, commands)
+        self._plans.clear_parts()
+        self._plans.clear_due()
+        for transfer in self._flights:
+            self._transfers.abort(transfer, commands)
 
     # Parts of several events
 
-    def _own_initiative(self) -> Bitmap:
+    def _own_initiative(self) -> int:
         """The pieces this host fetches without the scheduler's knowing: asking for them would fetch them twice."""
-        return self._flights.unassigned() | (self._due - self._assigned_due)
+        return self._flights.unassigned() | self._plans.initiative
 
-    def _ask(self, pieces: Bitmap, commands: list[Command]) -> None:
+    def _ask(self, pieces: int, commands: list[Command]) -> None:
         if self._scheduler and pieces:
-            commands.append(Tell(Want(self.version, pieces.spans(), self._sources.own())))
+            commands.append(Tell(Want(self.version, spans_of_bits(pieces), self._sources.own())))
 
-    def _ask_again(self, pieces: Bitmap, commands: list[Command]) -> None:
-        planned = Bitmap(self.layout.count, spans_of(sorted(self._planned)))
-        self._ask((pieces & self.wanted) - self._due - planned, commands)
+    def _ask_again(self, pieces: int, commands: list[Command]) -> None:
+        self._ask(pieces & self._wanted & ~self._plans.due & ~self._plans.planned, commands)
 
-    def _report(self, failed: Iterable[Failed], commands: list[Command]) -> None:
-        if self._scheduler and (failed := tuple(failed)):
+    def _report(self, lost: int, parent_id: str, reason: FailureReason, detail: str, commands: list[Command]) -> None:
+        if self._scheduler and lost:
+            failed = tuple(Failed(span, parent_id, reason, detail) for span in spans_of_bits(lost))
             commands.append(Tell(Progress(self.version.id, (), failed)))
 
-    def _give_up(self, transfer: int | None, detail: str, commands: list[Command]) -> None:
+    def _give_up(self, transfer: int | None, detail: str, now: float, commands: list[Command]) -> None:
         commands.append(GiveUp(transfer, detail))
-        self._disinterest(tuple(self._readers), commands)
+        self._disinterest(self._readers, now, commands)
 
-    @staticmethod
-    def _abort(transfer: int, flight: Flight, commands: list[Command]) -> None:
-        if not flight.aborting:
-            flight.aborting = True
-            commands.append(AbortTransfer(transfer))
+    def _heard_of_scheduler(self, now: float, commands: list[Command]) -> None:
+        """Leave to a scheduler that plans again what this host meant to do on its own initiative, and has not begun."""
+        if self.alone and self._scheduler:
+            self.alone, self._last_landing = False, now
+            initiative = self._plans.initiative
+            self._plans.strike(initiative)
+            self._ask(initiative & self._wanted, commands)
+
+    def _patient_until(self) -> float:
+        """Return when this download is alone, if nothing happens."""
+        if self.alone or not self._wanted:
+            return inf
+        if not self._scheduler and not self._followings.live:
+            return self._alone_at
+        if self._flights:
+            return inf
+        patience = self._last_landing + PATIENCE_SECONDS
+        return patience if self._scheduler else max(self._alone_at, patience)
 
     def _lose_patience(self, now: float) -> None:
-        deadline = self.next_deadline()
-        if deadline is not None and now >= deadline:
+        if now >= self._patient_until():
             self.alone = True
 
     def _take_what_nobody_plans(self) -> None:
-        if self.alone and self._sources.usable():
-            planned = Bitmap(self.layout.count, spans_of(sorted(self._planned)))
-            self._due |= self.wanted - self._flights.pieces() - planned
+        if self.alone and self._sources.usable:
+            self._plans.due |= self._wanted & ~self._flights.pieces & ~self._plans.planned
 
     def _hand_back_what_has_no_source(self, commands: list[Command]) -> None:
-        if self._due and not self._sources.usable():
+        if self._plans.due and not self._sources.usable:
             reason = FailureReason.ORIGIN_REFUSED
             detail = "the request that brought the way to the origin is gone"
-            self._report([Failed(span, ORIGIN, reason, detail) for span in self._due.spans()], commands)
-            self._due.clear()
-            self._assigned_due.clear()
+            self._report(self._plans.due, ORIGIN, reason, detail, commands)
+            self._plans.clear_due()
 
-    def _despair(self, commands: list[Command]) -> None:
+    def _despair(self, now: float, commands: list[Command]) -> None:
         """Fail the readers that are left when the last way to the origin went with another reader."""
-        if self.alone and not self._flights and not self._planned and not self._sources.usable() and self.wanted:
-            self._give_up(None, "no way to the origin is left", commands)
-
-    def _start(self, now: float, commands: list[Command]) -> None:
-        flying = self._flights.pieces()
-        while self._flights.from_parents < PARENT_TRANSFERS:
-            first = min((index for index in self._planned if index not in flying), default=None)
-            if first is None:
-                break
-            self._start_parent(first, flying, commands)
-        if self._due and self._origin is None:
-            self._origin = self._sources.usable()[0].origin
-            self.pace.limit = self._paces.recall(self._origin)
-        while self._flights.from_origin < self.pace.limit:
-            first = (self._due - flying).first()
-            if first is None:
-                break
-            self._start_origin(first, flying, self._sources.usable()[0], now, commands)
-
-    def _start_parent(self, first: int, flying: Bitmap, commands: list[Command]) -> None:
-        part = self._planned[first]
-        same = {
-            index
-            for index, other in self._planned.items()
-            if (other.parent_id, other.parent_address) == (part.parent_id, part.parent_address)
-        }
-        span = self._run(first, same, flying, PARENT_BYTES)
-        digests = tuple(self._planned.pop(index).digests[0] for index in span)
-        transfer = self._flights.take_off(span, part.parent_id, None, assigned=True)
-        flying.add(span)
-        commands.append(StartTransfer(transfer, span, part.parent_id, part.parent_address, digests))
-
-    def _start_origin(self, first: int, flying: Bitmap, source: Source, now: float, commands: list[Command]) -> None:
-        assigned = first in self._assigned_due
-        candidates = self._assigned_due if assigned else self._due - self._assigned_due
-        # What a seed fetches for others is assigned piecemeal: for all it knows, everything that is missing will be.
-        wanted = self.wanted
-        missing = wanted - flying if first in wanted else self._everything - self.landed - flying
-        span = self._run(first, candidates, flying, self.pace.request_bytes(len(missing) * self.layout.piece_length))
-        self._due.discard(span)
-        self._assigned_due.discard(span)
-        self.pace.began(now)
-        transfer = self._flights.take_off(span, ORIGIN, source, assigned=assigned)
-        flying.add(span)
-        commands.append(StartTransfer(transfer, span, ORIGIN, source=source))
-
-    def _run(self, first: int, candidates: Container[int], flying: Bitmap, most_bytes: int) -> Span:
-        """Return as many consecutive candidates from `first` on as one transfer of so many bytes may take."""
-        most = max(1, most_bytes // self.layout.piece_length)
-        stop = first + 1
-        while stop - first < most and stop in candidates and stop not in flying:
-            stop += 1
-        return Span(first, stop)
+        if self.alone and self._wanted and not (self._flights or self._plans.planned or self._sources.usable):
+            self._give_up(None, "no way to the origin is left", now, commands)
