@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from p2p.digests import ExpectedDigest
@@ -40,12 +40,13 @@ class Version:
     length: int
     kind: ValidatorKind
     validator: str
+    id: str = field(init=False, repr=False, compare=False)
+    """32 hexadecimal digits that every host computes alike from the fields."""
 
-    @property
-    def id(self) -> str:
-        """32 hexadecimal digits that every host computes alike from the fields."""
+    def __post_init__(self) -> None:
         text = "\0".join((self.task_id, str(self.length), self.kind, self.validator))
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        object.__setattr__(self, "id", digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +171,8 @@ def _forbidding_directive(headers: Headers) -> str | None:
     the right to read is asked for anew with each caller's own credentials, that is no reason not to keep it.
     """
     forbidding = {"no-store"} if values(headers, "x-goog-generation") else {"no-store", "private"}
-    for field in values(headers, "cache-control"):
-        for item in field.lower().split(","):
+    for value in values(headers, "cache-control"):
+        for item in value.lower().split(","):
             directive = item.partition("=")[0].strip()
             # `private="field"` restricts one field only; such answers are rare, and not keeping them is always right.
             if directive in forbidding:

@@ -14,7 +14,7 @@ slower one has left. What no seed can bring, the wanting hosts share out among t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -22,9 +22,13 @@ from random import Random
 
 from p2p.control import ORIGIN, Source
 from p2p.pieces import Bitmap, Span
-from scheduler.core.model import Host, Limits, Peer, Swarm
+from scheduler.core.model import Host, Limits, Peer
+from scheduler.core.swarm import Swarm
 
 _SOURCES_A_SEED_TRIES = 2
+
+_COMPARED = 32
+"""Among so many parents, at the most, the least loaded is sought."""
 
 NOTABLY_SLOWER = 0.8
 """A host that has its own share takes over another's once that one has brought less than this part of what it has."""
@@ -43,22 +47,27 @@ class Choice:
 def peer_part(swarm: Swarm, child: Peer, *, limits: Limits, random: Random, now: float) -> Choice | None:
     """Return what `child` should fetch next from another host, or None if there is no room or nothing to be had.
 
-    Costs a look at the few holders of a rare piece, or at the few open parents of a busy swarm, for each piece that the
-    child lacks, and at the most one at every holder of the chosen piece.
+    What the trees will bring it is never assigned. Costs a look at one set of pieces a parent if the child avoids some,
+    and else at the parents that are compared.
     """
     if not has_room(child, limits) or child.avoids(child.host.id, now):
         return None
-    lacking = (child.missing & swarm.tradeable & swarm.offered()) - child.flying
+    lacking = (child.missing & swarm.tradeable) - child.flying
+    if lacking and child.follows:
+        lacking = lacking - swarm.promised(child)
     if not lacking:
         return None
-    window = list(islice((i for i in lacking if any(_parents(swarm, child, i, now))), limits.candidates))
-    if not window:
+    lacking &= swarm.offered()
+    if child.avoid and lacking:
+        lacking &= _offered_to(swarm, child, now)
+    if not lacking:
         return None
+    window = islice(lacking, limits.candidates)
     if len(swarm.wanting) == 1:
         first = min(window, key=lambda index: (swarm.rarity(index), index))
     else:
         first = min(window, key=lambda index: (swarm.rarity(index), random.random()))
-    parent = min(_parents(swarm, child, first, now), key=lambda parent: (_load(parent.host), random.random()))
+    parent = min(_parents(swarm, child, first, random, now), key=lambda parent: (_load(parent.host), random.random()))
     stop = first + 1
     while (
         stop - first < limits.part_pieces
@@ -75,14 +84,27 @@ def has_room(child: Peer, limits: Limits) -> bool:
     return child.from_parents + limits.part_pieces <= limits.child_window
 
 
-def _parents(swarm: Swarm, child: Peer, index: int, now: float) -> Iterator[Peer]:
-    """Return the peers that could give the piece to the child now."""
-    holders = swarm.holders[index]
-    if len(holders) <= len(swarm.open):
-        able = (peer for peer in holders.values() if not peer.host.saturated)
-    else:
-        able = (peer for peer in swarm.open.values() if index in peer.sound)
-    return (peer for peer in able if not child.avoids(peer.host.id, now)) if child.avoid else able
+def _offered_to(swarm: Swarm, child: Peer, now: float) -> Bitmap:
+    """Return the pieces of the open parents that the child does not avoid."""
+    offered = Bitmap(swarm.size)
+    for peer in swarm.open.values():
+        if not child.avoids(peer.host.id, now):
+            offered.update(peer.sound)
+    return offered
+
+
+def _parents(swarm: Swarm, child: Peer, index: int, random: Random, now: float) -> list[Peer]:
+    """Return peers that could give the piece to the child now: all, or in a large swarm those of a random run."""
+    able = list(swarm.open.values())
+    start = random.randrange(len(able)) if len(able) > _COMPARED else 0
+    found: list[Peer] = []
+    for at in (*range(start, len(able)), *range(start)) if start else range(len(able)):
+        peer = able[at]
+        if index in peer.sound and not (child.avoid and child.avoids(peer.host.id, now)):
+            found.append(peer)
+            if len(found) == _COMPARED:
+                break
+    return found
 
 
 def _load(host: Host) -> tuple[float, bool]:

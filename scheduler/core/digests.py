@@ -9,6 +9,9 @@ fetches from the origin contradict each other the piece is disputed: a further w
 
 from __future__ import annotations
 
+from p2p.digests import piece_digest
+from p2p.pieces import Bitmap, Span
+
 _EARLIER = ""
 """The witness of a digest that was known before a dispute; no host has this id."""
 
@@ -19,10 +22,14 @@ _CORRUPT_PARENTS = 2
 class Digests:
     """The digests of one version's pieces, by index."""
 
-    __slots__ = ("_claims", "_corrupt", "_disputed", "known")
+    __slots__ = ("_claims", "_corrupt", "_disputed", "claimed", "known", "settled")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.known: dict[int, bytes] = {}
+        self.settled = Bitmap(size)
+        """The pieces in `known`."""
+        self.claimed = Bitmap(size)
+        """The pieces of which there is only somebody's claim."""
         self._claims: dict[int, dict[str, bytes]] = {}
         self._disputed: set[int] = set()
         self._corrupt: dict[int, set[str]] = {}
@@ -41,6 +48,7 @@ class Digests:
         if index in self.known:
             return None
         claims = self._claims.setdefault(index, {})
+        self.claimed.add_piece(index)
         claims[host_id] = digest
         agreeing = sum(claimed == digest for claimed in claims.values())
         enough = agreeing > 1 or (seed and agreeing == len(claims) and index not in self._disputed)
@@ -53,6 +61,8 @@ class Digests:
             return None
         if known is not None:
             del self.known[index]
+            self.settled.discard_piece(index)
+            self.claimed.add_piece(index)
             self._disputed.add(index)
             self._claims[index] = {_EARLIER: known, host_id: digest}
             return None
@@ -67,19 +77,29 @@ class Digests:
         if len(parents) >= _CORRUPT_PARENTS:
             del self._corrupt[index]
             self.known.pop(index, None)
+            self.settled.discard_piece(index)
 
     def contradicts(self, index: int, digest: bytes) -> bool:
         """Tell whether another digest of the piece is known."""
         return self.known.get(index, digest) != digest
+
+    def proves(self, span: Span, proof: bytes) -> bool | None:
+        """Tell whether `proof` is the xxh3-128 of the digests of a span's pieces; None if not all of them are known."""
+        if not self.settled.covers(span):
+            return None
+        return piece_digest(b"".join([self.known[index] for index in span])) == proof
 
     def forget(self, index: int, host_id: str) -> None:
         """Forget what a holder claimed of a piece that it no longer holds."""
         claims = self._claims.get(index)
         if claims is not None and claims.pop(host_id, None) is not None and not claims:
             del self._claims[index]
+            self.claimed.discard_piece(index)
 
     def _settle(self, index: int, digest: bytes) -> tuple[str, ...]:
         self.known[index] = digest
+        self.settled.add_piece(index)
+        self.claimed.discard_piece(index)
         self._disputed.discard(index)
         self._corrupt.pop(index, None)
         claims = self._claims.pop(index, {})

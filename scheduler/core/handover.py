@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from p2p.pieces import Span
 from p2p.rendezvous import weight
 from scheduler.core.messages import MembersChanged
-from scheduler.core.model import Flight, Peer, Swarm
+from scheduler.core.model import Flight, Peer
+from scheduler.core.swarm import Swarm
 from scheduler.core.swarms import State
 
 

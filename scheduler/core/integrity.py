@@ -15,7 +15,8 @@ from p2p.control import Condemned, Dropped, Verdict, Verify
 from p2p.pieces import Bitmap
 from scheduler.core.digests import Digests
 from scheduler.core.messages import Command, ForgetDigests, Send
-from scheduler.core.model import Host, Peer, Swarm
+from scheduler.core.model import Host, Peer
+from scheduler.core.swarm import Swarm
 from scheduler.core.swarms import State
 
 
@@ -89,18 +90,24 @@ def _condemn(state: State, swarm: Swarm, judge: Host, reason: str) -> list[Comma
     for host_id, peer in swarm.peers.items():
         if host_id in swarm.condemned or not (peer.held or peer.missing or peer.flights or peer.host is judge):
             continue
-        for flight in tuple(dict.fromkeys(peer.flights.values())):
-            state.stop_all(flight)
-        for index in peer.held.copy():
-            swarm.lose(peer, index)
-            state.withdraw(swarm, peer, index)
-        swarm.unwant(peer)
-        swarm.condemned[host_id] = None
-        commands.append(Send(host_id, Condemned(swarm.id, reason)))
+        commands.append(distrusted(state, swarm, peer, reason))
     swarm.checkers.clear()
     swarm.verifier, swarm.sound, swarm.begun_anew = None, False, True
-    swarm.digests = Digests()
+    swarm.digests = Digests(swarm.size)
     swarm.tradeable = Bitmap(swarm.size)
     swarm.recount_unassigned()
     state.touch(swarm)
     return commands
+
+
+def distrusted(state: State, swarm: Swarm, peer: Peer, reason: str) -> Command:
+    """Forget all that a host holds and wants of a version, and have it told to drop it."""
+    for flight in tuple(dict.fromkeys(peer.flights.values())):
+        state.stop_all(flight)
+    held = peer.held.copy()
+    swarm.lose(peer, held)
+    state.withdraw(swarm, peer, held)
+    swarm.unwant(peer)
+    swarm.condemned[peer.host.id] = None
+    state.touch(swarm)
+    return Send(peer.host.id, Condemned(swarm.id, reason))

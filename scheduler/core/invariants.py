@@ -5,8 +5,10 @@ from __future__ import annotations
 from random import Random
 
 from scheduler.core import assign, integrity
-from scheduler.core.model import Flight, Peer, Swarm
+from scheduler.core.model import Flight, Peer
+from scheduler.core.swarm import Swarm
 from scheduler.core.swarms import State
+from scheduler.core.trees import NOWHERE
 
 
 def check(state: State, *, now: float) -> None:
@@ -16,6 +18,7 @@ def check(state: State, *, now: float) -> None:
         _check_tallies(swarm)
         _check_flights(swarm)
         _check_integrity(state, swarm)
+        _check_trees(swarm)
         for peer in swarm.peers.values():
             _check_peer(state, swarm, peer)
         if swarm.journal_read and swarm.id not in state.dirty and not state.freed and not _timer_due(state, now):
@@ -43,7 +46,9 @@ def _check_tallies(swarm: Swarm) -> None:
     peers = swarm.peers.values()
     for index in range(swarm.size):
         holders = {host_id for host_id, peer in swarm.peers.items() if index in peer.sound}
-        assert set(swarm.holders[index]) == holders, f"copies of piece {index} are miscounted"
+        assert swarm.copies[index] == len(holders), f"copies of piece {index} are miscounted"
+        assert (index in swarm.present) == bool(holders), f"copies of piece {index} are overlooked"
+        assert (index in swarm.digests.settled) == (index in swarm.digests.known)
         assert swarm.coming[index] == sum(index in peer.flights for peer in peers), f"piece {index} is miscounted"
         tradeable = bool(holders) and index in swarm.digests.known
         assert (index in swarm.tradeable) == tradeable, f"whether piece {index} can be traded is mistaken"
@@ -77,6 +82,42 @@ def _check_flights(swarm: Swarm) -> None:
         assert peer.from_origin == origin
 
 
+def _check_trees(swarm: Swarm) -> None:
+    grove = swarm.grove
+    if grove is None:
+        assert not any(peer.follows for peer in swarm.peers.values()), "pieces are promised by trees that are gone"
+        return
+    trees = grove.trees
+    assert set(trees.members) <= set(swarm.peers), "a host that is gone is in the trees"
+    assert not set(trees.members) & set(swarm.seeds), "a seed follows others"
+    for member in (trees.root, *trees.members.values()):
+        for stripe in range(trees.stripes):
+            parent = member.parents[stripe]
+            if parent is not None:
+                assert member in parent.children[stripe], "a parent knows nothing of its child"
+                assert trees.depth(member, stripe) != NOWHERE, "a chain that does not end at a top"
+                assert parent is trees.root or not parent.slow, "a slow host is followed"
+            for child in member.children[stripe]:
+                assert child.parents[stripe] is member, "a child knows nothing of its parent"
+        over = member.used - member.slots
+        assert member is trees.root or member.slow or (member in trees.crowded) == (over > 0), (
+            "slots are oversubscribed"
+        )
+    for host_id, peer in swarm.peers.items():
+        follower = trees.members.get(host_id)
+        if host_id in swarm.replant:
+            continue
+        assert bool(peer.missing) <= (follower is not None or host_id in swarm.seeds), (
+            "who wants something is no member"
+        )
+        assert peer.follows == (follower.follows if follower and peer.missing else 0), "promised, but not by a parent"
+        for stripe, above in enumerate(follower.parents if follower else ()):
+            if above is None or above is trees.root or above.host_id in swarm.replant:
+                continue
+            lacking = (peer.missing & grove.stripe(stripe)) - swarm.peers[above.host_id].missing
+            assert not lacking - swarm.peers[above.host_id].sound, "follows a host that will never have its pieces"
+
+
 def _check_integrity(state: State, swarm: Swarm) -> None:
     for host_id in swarm.condemned:
         peer = swarm.peers[host_id]
@@ -105,7 +146,7 @@ def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:
     if peer.flights:
         assert peer.wake_at is not None, "flights without a deadline"
     if peer.missing and assign.has_room(peer, state.limits):
-        waiting = peer.host.id in swarm.pending or peer.host.id in swarm.hungry
+        waiting = any(peer.host.id in hosts for hosts in (swarm.pending, swarm.hungry, swarm.carried))
         assert waiting, "a host with room would never be considered again"
 
 

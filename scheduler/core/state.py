@@ -13,7 +13,7 @@ from itertools import islice
 from random import Random
 
 from p2p.control import ORIGIN, Assignment, OriginLoad, Part, SeedHost, Seeds, Source
-from scheduler.core import assign, handover, integrity, transitions
+from scheduler.core import assign, follow, handover, integrity, transitions
 from scheduler.core.assign import Choice
 from scheduler.core.budget import BudgetRule, OriginBudgets, OriginView
 from scheduler.core.invariants import check
@@ -38,7 +38,8 @@ from scheduler.core.messages import (
     UsedOrigins,
     Wanted,
 )
-from scheduler.core.model import Flight, Host, Limits, Swarm
+from scheduler.core.model import Flight, Host, Limits
+from scheduler.core.swarm import Swarm
 from scheduler.core.swarms import State
 
 _IMMEDIATELY = float("-inf")
@@ -102,12 +103,12 @@ class SchedulerCore:
                 return self._tick(now)
             case HostJoined(hello):
                 before = tuple(state.seeds)
-                transitions.host_joined(state, hello)
+                transitions.host_joined(state, hello, now)
                 return self._tell_of_seeds(before, hello.host_id)
             case HostLeft(host_id):
                 before = tuple(state.seeds)
                 self._budgets.host_left(host_id)
-                transitions.host_left(state, host_id)
+                transitions.host_left(state, host_id, now)
                 return self._tell_of_seeds(before)
             case JournalRead():
                 return transitions.journal_read(state, event)
@@ -125,7 +126,7 @@ class SchedulerCore:
         except transitions.ProtocolError as error:
             before = tuple(state.seeds)
             self._budgets.host_left(host.id)
-            transitions.host_left(state, host.id)
+            transitions.host_left(state, host.id, now)
             return [Disconnect(host.id, str(error)), *self._tell_of_seeds(before)]
 
     def next_deadline(self) -> float | None:
@@ -202,6 +203,8 @@ class SchedulerCore:
                 return refusal or transitions.wanted(state, host, want, now)
             case Progressed():
                 return transitions.progressed(state, host, event.progress, now)
+            case Lagged(lagging=lagging):
+                follow.lagging(state, host, lagging.version_id, lagging.stripes, now)
             case Unwanted():
                 transitions.unwanted(state, host, event.unwant.version_id)
             case Judged():
@@ -249,6 +252,7 @@ class SchedulerCore:
     def _pass(self, swarm: Swarm, now: float) -> list[Command]:
         """Hand out everything that can be handed out in a swarm: children take turns, a part each."""
         state, limits = self._state, self._state.limits
+        following = follow.tend(state, swarm, now)
         started: list[Flight] = []
         if swarm.origin_pending and now < swarm.origin_from:
             for host_id in islice(swarm.wanting, 1):
@@ -257,7 +261,6 @@ class SchedulerCore:
             while (choice := assign.origin_part(swarm, state.seeds, limits=limits, now=now)) is not None:
                 started.append(self._start(swarm, choice, now))
             swarm.origin_pending = False
-        swarm.recount_offered()
         turn = list(swarm.pending)
         swarm.pending.clear()
         self._random.shuffle(turn)
@@ -269,10 +272,9 @@ class SchedulerCore:
                 started.append(self._start(swarm, part, now))
                 queue.append(child.host.id)
             elif assign.has_room(child, limits):
-                swarm.hungry[child.host.id] = None
-                # Whoever comes next need not search for what the last open parent gave away.
-                swarm.recount_offered()
-        return _assignments(swarm, started)
+                carried = not child.missing - swarm.promised(child)
+                (swarm.carried if carried else swarm.hungry)[child.host.id] = None
+        return following + _assignments(swarm, started)
 
     def _start(self, swarm: Swarm, choice: Choice, now: float) -> Flight:
         state = self._state

@@ -6,8 +6,10 @@ import heapq
 from collections.abc import Iterator
 
 from p2p.checksums import Strikes
+from p2p.pieces import Bitmap
 from p2p.versions import Version
-from scheduler.core.model import Flight, Host, Limits, Peer, Swarm
+from scheduler.core.model import Flight, Host, Limits, Peer
+from scheduler.core.swarm import Swarm
 
 
 class State:
@@ -119,11 +121,11 @@ class State:
         for index in sorted(flight.pieces):
             self.stop(flight, index)
 
-    def withdraw(self, swarm: Swarm, peer: Peer, index: int) -> None:
-        """End the flights that bring a piece from a peer that no longer gives it."""
-        flights = [f for f in peer.host.uploading if f.swarm is swarm and index in f.pieces]
-        for flight in flights:
-            self.stop(flight, index)
+    def withdraw(self, swarm: Swarm, peer: Peer, pieces: Bitmap) -> None:
+        """End the flights that bring these pieces from a peer that no longer gives them."""
+        for flight in [flight for flight in peer.host.uploading if flight.swarm is swarm]:
+            for index in [index for index in sorted(flight.pieces) if index in pieces]:
+                self.stop(flight, index)
 
     def _slot_freed(self, parent: Host) -> None:
         """Let everybody who may be waiting for this host try again, for as long as the slot lasts."""

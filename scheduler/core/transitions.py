@@ -9,9 +9,10 @@ from collections.abc import Iterable
 
 from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Hello, Holding, Landed, Progress, Want
 from p2p.pieces import Bitmap, PieceLayout, Span
-from scheduler.core import handover, integrity
+from scheduler.core import follow, handover, integrity
 from scheduler.core.messages import Command, Journal, JournalRead, ReadJournal, Suspect
-from scheduler.core.model import Backoff, Flight, Host, Peer, Swarm
+from scheduler.core.model import Backoff, Flight, Host, Peer
+from scheduler.core.swarm import Swarm
 from scheduler.core.swarms import State
 
 _REFUSALS = (FailureReason.ORIGIN_REFUSED, FailureReason.VERSION_CHANGED)
@@ -32,16 +33,16 @@ class ProtocolError(ValueError):
     """A host said something that cannot be; the text says what."""
 
 
-def host_joined(state: State, hello: Hello) -> None:
+def host_joined(state: State, hello: Hello, now: float) -> None:
     """Take in a host; an earlier session of it is over."""
-    host_left(state, hello.host_id)
+    host_left(state, hello.host_id, now)
     host = state.hosts[hello.host_id] = Host(hello)
     if hello.seed:
         state.seeds[host.id] = host
         _reconsider_the_origin(state)
 
 
-def host_left(state: State, host_id: str) -> None:
+def host_left(state: State, host_id: str, now: float) -> None:
     """Forget a host: what it was sending and fetching becomes assignable again at once."""
     host = state.hosts.pop(host_id, None)
     if host is None:
@@ -55,13 +56,12 @@ def host_left(state: State, host_id: str) -> None:
         peer = swarm.peers[host_id]
         for index in tuple(peer.flights):
             state.stop(peer.flights[index], index)
-        for index in peer.held.copy():
-            swarm.lose(peer, index)
+        swarm.lose(peer, peer.held.copy())
         swarm.unwant(peer)
-        del swarm.peers[host_id]
+        swarm.removed(host_id)
+        follow.gone(swarm, host_id, now)
         for hosts in (swarm.checkers, swarm.condemned):
             hosts.pop(host_id, None)
-        swarm.closed(host_id)
         for other in swarm.peers.values():
             other.avoid.pop(host_id, None)
         state.touch(swarm)
@@ -85,14 +85,18 @@ def announced(state: State, host: Host, holdings: Iterable[Holding], now: float)
             continue
         peer = swarm.peer(host)
         settled: dict[int, bytes] = {}
+        wrong = Bitmap(swarm.size)
         for index, digest in zip(holding.bitmap, holding.digests, strict=True):
             sound = not swarm.digests.contradicts(index, digest)
             if not sound:
                 commands.append(Suspect(host.id, swarm.id, index, "announced with another digest than the known one"))
                 _distrust(state, swarm, peer, index)
-            swarm.hold(peer, index, sound=sound)
+                swarm.hold(peer, _one(swarm, index), sound=False)
+                wrong.add_piece(index)
             if index in peer.flights:
                 state.stop(peer.flights[index], index)
+        swarm.hold(peer, holding.bitmap - wrong)
+        for index, digest in zip(holding.bitmap, holding.digests, strict=True):
             liars = swarm.digests.claim(index, digest, host.id, seed=host.hello.seed)
             _settled(state, swarm, index, liars, settled, commands)
         if settled:
@@ -155,11 +159,14 @@ def progressed(state: State, host: Host, progress: Progress, now: float) -> list
     settled: dict[int, bytes] = {}
     for landed in progress.landed:
         _landed(state, swarm, peer, landed, settled, commands)
+        if integrity.stale(state, host, swarm.id):
+            return commands
     for failed in progress.failed:
         swarm.origin_pending = True
         _failed(state, swarm, peer, failed, now, commands)
     if settled:
         commands.append(Journal(swarm.id, settled))
+    follow.progressed(swarm, peer)
     state.touch(swarm)
     return commands
 
@@ -173,9 +180,9 @@ def dropped(state: State, host: Host, message: Dropped) -> None:
     _check_spans(swarm.id, swarm.size, message.spans)
     integrity.obeyed(state, host, message)
     spans = message.spans or swarm.layout.everything()
-    for index in Bitmap(swarm.size, spans) & peer.held:
-        swarm.lose(peer, index)
-        state.withdraw(swarm, peer, index)
+    gone = Bitmap(swarm.size, spans) & peer.held
+    swarm.lose(peer, gone)
+    state.withdraw(swarm, peer, gone)
     swarm.origin_pending = True
     state.touch(swarm)
 
@@ -209,6 +216,9 @@ def overdue(state: State, swarm: Swarm, peer: Peer, now: float) -> None:
     times = [max(peer.heard, f.since) + state.silence(f) for f in dict.fromkeys(peer.flights.values())]
     backoffs = (*peer.avoid.values(), *peer.refused.values())
     times += [backoff.until for backoff in backoffs if backoff.until > now]
+    judged_at = follow.woken(swarm, peer, now)
+    if judged_at is not None:
+        times.append(judged_at)
     if times:
         state.arm(swarm, peer, min(times))
     if peer.missing:
@@ -220,31 +230,39 @@ def overdue(state: State, swarm: Swarm, peer: Peer, now: float) -> None:
 def _landed(
     state: State, swarm: Swarm, peer: Peer, landed: Landed, settled: dict[int, bytes], commands: list[Command]
 ) -> None:
-    for recovered in (landed.parent_id, peer.host.id):
+    # What was followed is reported late: the parent may have failed since.
+    for recovered in (peer.host.id,) if landed.proof else (landed.parent_id, peer.host.id):
         if peer.avoid.pop(recovered, None):
             swarm.origin_pending = True
             if peer.missing:
                 swarm.pending[peer.host.id] = None
     if landed.parent_id == ORIGIN:
         peer.brought += len(landed.span)
-    for offset, index in enumerate(landed.span):
-        if landed.parent_id == ORIGIN and landed.digests:
-            digest = landed.digests[offset]
+    pieces = Bitmap(swarm.size, (landed.span,))
+    if landed.proof and swarm.digests.proves(landed.span, landed.proof) is False:
+        detail = f"passed on another digest than the known one for pieces {landed.span.start} to {landed.span.stop - 1}"
+        commands.append(Suspect(peer.host.id, swarm.id, landed.span.start, detail))
+        commands.append(integrity.distrusted(state, swarm, peer, "what was passed on to this host is not the origin's"))
+        return
+    swarm.hold(peer, pieces)
+    if landed.parent_id == ORIGIN and landed.digests:
+        for index, digest in zip(landed.span, landed.digests, strict=True):
             contradicted = swarm.digests.contradicts(index, digest)
             liars = swarm.digests.fetched(index, digest, peer.host.id)
             _settled(state, swarm, index, liars, settled, commands)
             if contradicted:
                 commands.append(Suspect(peer.host.id, swarm.id, index, "the origin gave other bytes than before"))
-        swarm.hold(peer, index)
-        flight = peer.flights.get(index)
-        if flight is not None:
-            if flight.source is not None and landed.parent_id == ORIGIN:
-                peer.refused.pop(flight.source, None)
-            state.stop(flight, index)
+    for index in pieces & peer.flying:
+        flight = peer.flights[index]
+        if flight.source is not None and landed.parent_id == ORIGIN:
+            peer.refused.pop(flight.source, None)
+        state.stop(flight, index)
 
 
 def _failed(state: State, swarm: Swarm, peer: Peer, failed: Failed, now: float, commands: list[Command]) -> None:
-    """Act on failures of what is still assigned; of what is not, it no longer matters."""
+    """Act on failures of what is still assigned, and of whom the host follows; what is over no longer matters."""
+    if follow.follows(swarm, peer, failed.parent_id):
+        _parent_failed(state, swarm, peer, failed, now, commands)
     for index in failed.span:
         flight = peer.flights.get(index)
         if flight is None or flight.parent_id != failed.parent_id:
@@ -255,14 +273,39 @@ def _failed(state: State, swarm: Swarm, peer: Peer, failed: Failed, now: float, 
         state.stop(flight, index)
         if holder is None:
             continue
-        if failed.reason is FailureReason.MISSING:
-            swarm.lose(holder, index)
-            state.withdraw(swarm, holder, index)
-        elif failed.reason is FailureReason.CORRUPT:
-            commands.append(Suspect(holder.host.id, swarm.id, index, f"sent corrupt bytes to {peer.host.id}"))
+        _mistrust(state, swarm, holder, _one(swarm, index), failed.reason, peer, commands)
+
+
+def _parent_failed(state: State, swarm: Swarm, peer: Peer, failed: Failed, now: float, commands: list[Command]) -> None:
+    """Act on the failure of a parent that the host follows: it gets another one."""
+    holder = swarm.peers.get(failed.parent_id)
+    swarm.replant[peer.host.id] = None
+    if failed.reason is FailureReason.LOCAL:
+        return
+    pieces = Bitmap(swarm.size, (failed.span,))
+    of_a_piece = failed.reason in (FailureReason.MISSING, FailureReason.CORRUPT)
+    if of_a_piece and holder is not None and (pieces := pieces & holder.sound):
+        _mistrust(state, swarm, holder, pieces, failed.reason, peer, commands)
+        return
+    times = _BUSY if failed.reason is FailureReason.BUSY else _PARENT
+    backoff = peer.avoid.setdefault(failed.parent_id, Backoff())
+    backoff.fail(now, first=times[0], longest=times[1], strikes=_STRIKES.get(failed.reason, 0))
+    state.arm(swarm, peer, backoff.until)
+
+
+def _mistrust(
+    state: State, swarm: Swarm, holder: Peer, pieces: Bitmap, why: FailureReason, child: Peer, commands: list[Command]
+) -> None:
+    """Act on what a child says of pieces that a host was thought to hold."""
+    if why is FailureReason.MISSING:
+        swarm.lose(holder, pieces)
+        state.withdraw(swarm, holder, pieces)
+    elif why is FailureReason.CORRUPT:
+        for index in pieces:
+            commands.append(Suspect(holder.host.id, swarm.id, index, f"sent corrupt bytes to {child.host.id}"))
             _distrust(state, swarm, holder, index)
             swarm.digests.corrupt(index, holder.host.id)
-            swarm.retally(index)
+        swarm.retally(pieces)
 
 
 def _blame(state: State, flight: Flight, reason: FailureReason, now: float) -> None:
@@ -300,7 +343,7 @@ def _settled(
             if peer is not None:
                 commands.append(Suspect(host_id, swarm.id, index, "holds other bytes than the known digest says"))
                 _distrust(state, swarm, peer, index)
-    swarm.retally(index)
+    swarm.retally(_one(swarm, index))
 
 
 def _reconsider_the_origin(state: State) -> None:
@@ -312,8 +355,13 @@ def _reconsider_the_origin(state: State) -> None:
 
 
 def _distrust(state: State, swarm: Swarm, peer: Peer, index: int) -> None:
-    swarm.distrust(peer, index)
-    state.withdraw(swarm, peer, index)
+    pieces = _one(swarm, index)
+    swarm.distrust(peer, pieces)
+    state.withdraw(swarm, peer, pieces)
+
+
+def _one(swarm: Swarm, index: int) -> Bitmap:
+    return Bitmap(swarm.size, (Span(index, index + 1),))
 
 
 def _check_spans(version_id: str, size: int, spans: Iterable[Span]) -> None:

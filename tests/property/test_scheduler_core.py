@@ -15,16 +15,20 @@ from p2p.control import (
     Dropped,
     Failed,
     FailureReason,
+    Following,
     Hello,
     Holding,
     Holdings,
+    Lagging,
     Landed,
+    Parent,
     Part,
     Progress,
     Unwant,
     Verdict,
     Want,
 )
+from p2p.digests import piece_digest
 from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.versions import Version
 from scheduler.core.messages import (
@@ -37,6 +41,7 @@ from scheduler.core.messages import (
     Journal,
     JournalRead,
     Judged,
+    Lagged,
     MembersChanged,
     Progressed,
     ReadJournal,
@@ -64,14 +69,17 @@ def spans(draw: st.DrawFn) -> tuple[int, int]:
 class SchedulerMachine(RuleBasedStateMachine):
     """Hosts that may lie, fail and fall silent. Small windows, so that limits are reached."""
 
+    stripes = 0
+
     def __init__(self) -> None:
         super().__init__()
-        limits = Limits(child_window=4, candidates=3, part_pieces=2, origin_depth=4)
+        limits = Limits(child_window=4, candidates=3, part_pieces=2, origin_depth=4, stripes=self.stripes)
         self.core = SchedulerCore(random=Random(1), limits=limits)
         self.now = 0.0
         self.unread: list[str] = []
         self.parts: list[tuple[str, Version, Part]] = []
         self.witnesses: dict[tuple[str, int, bytes], set[str]] = {}
+        self.following: dict[tuple[str, str], Following] = {}
 
     def do(self, event: Event) -> None:
         for command in self.core.apply(event, now=self.now):
@@ -88,6 +96,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 for part in assignment.parts:
                     self.check_part(assignment.version, part)
                     self.parts.append((host_id, assignment.version, part))
+            case Send(host_id, Following() as following):
+                self.check_following(host_id, following)
+                self.following[host_id, following.version.id] = following
 
     def word(self, version_id: str, index: int, digest: bytes) -> set[str]:
         return self.witnesses.setdefault((version_id, index, digest), set())
@@ -101,6 +112,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             # "x fetched it" is the origin's word, brought by x; a bare name is a holder's own.
             witnesses = self.word(version.id, index, digest)
             assert witnesses - {part.parent_id}, "a digest attested by nobody but the parent itself"
+
+    def check_following(self, host_id: str, following: Following) -> None:
+        assert host_id not in "st", "a seed is to follow somebody"
+        hosts = {host.host_id: host for host in self.core.hosts()}
+        for parent in following.parents:
+            assert parent.parent_id != host_id
+            assert hosts[parent.parent_id].upload_slots > 0
+            assert parent.stripes
+        for known in following.known:
+            for index, digest in zip(known.span, known.digests, strict=True):
+                assert self.word(following.version.id, index, digest), "a digest that nobody ever said"
 
     def clip(self, version: Version, span: tuple[int, int]) -> Span:
         [whole] = everything(version)
@@ -164,6 +186,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         failed = tuple(Failed(Span(index, index + 1), part.parent_id, reason) for index in part.span)
         self.do(Progressed(host, Progress(version.id, (), failed)))
 
+    @precondition(lambda self: self.following)
+    @rule(data=st.data(), span=spans(), honest=st.sampled_from([True, True, True, False]))
+    def land_what_was_announced(self, data: st.DataObject, span: tuple[int, int], honest: bool) -> None:
+        host, following, parent = self.a_parent(data)
+        if parent is not None:
+            pieces = self.clip(following.version, span)
+            digests = b"".join(digest_of(following.version, i, "" if honest else "other") for i in pieces)
+            landed = Landed(pieces, parent.parent_id, (), piece_digest(digests))
+            self.do(Progressed(host, Progress(following.version.id, (landed,))))
+
+    @precondition(lambda self: self.following)
+    @rule(data=st.data(), span=spans(), reason=st.sampled_from(FailureReason))
+    def lose_a_parent(self, data: st.DataObject, span: tuple[int, int], reason: FailureReason) -> None:
+        host, following, parent = self.a_parent(data)
+        if parent is not None:
+            failed = Failed(self.clip(following.version, span), parent.parent_id, reason)
+            self.do(Progressed(host, Progress(following.version.id, (), (failed,))))
+
+    @precondition(lambda self: self.following)
+    @rule(data=st.data(), stripe=st.integers(0, 4))
+    def lag(self, data: st.DataObject, stripe: int) -> None:
+        host, following, _ = self.a_parent(data)
+        self.do(Lagged(host, Lagging(following.version.id, (stripe,))))
+
+    def a_parent(self, data: st.DataObject) -> tuple[str, Following, Parent | None]:
+        key = data.draw(st.sampled_from(sorted(self.following)))
+        following = self.following[key]
+        return key[0], following, data.draw(st.sampled_from(following.parents)) if following.parents else None
+
     @rule(host=HOSTS, version=VERSIONS)
     def want_to_compare(self, host: str, version: Version) -> None:
         self.do(Wanted(host, Want(version, everything(version), source_of(host), "md5:" + "0" * 32)))
@@ -205,6 +256,18 @@ class SchedulerMachine(RuleBasedStateMachine):
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
     max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+class TreesMachine(SchedulerMachine):
+    """The same with stripe trees."""
+
+    stripes = 2
+
+
+TestSchedulerWithTrees = TreesMachine.TestCase
+TestSchedulerWithTrees.settings = settings(
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

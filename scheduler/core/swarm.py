@@ -1,0 +1,275 @@
+"""Everything about one version: who has, wants and fetches what of it, in tallies; mutable, as `model` says."""
+
+from __future__ import annotations
+
+from array import array
+from functools import lru_cache
+from math import inf
+from typing import TYPE_CHECKING
+
+from p2p.pieces import Bitmap, PieceLayout
+from p2p.versions import Version
+from scheduler.core.digests import Digests
+from scheduler.core.model import Host, Peer
+
+if TYPE_CHECKING:
+    from scheduler.core.follow import Grove
+
+
+class Swarm:
+    """Everything about one version."""
+
+    def __init__(self, version: Version) -> None:
+        self.version = version
+        self.id = version.id
+        self.layout = PieceLayout.of(version.length)
+        self.size = self.layout.count
+        self.digests = Digests(self.size)
+        self.journal_read = False
+        self.origin_from = -inf
+        """Before this time nobody is sent to the origin."""
+        self.peers: dict[str, Peer] = {}
+        self.open: dict[str, Peer] = {}
+        """The peers whose host has a free upload slot."""
+        self.seeds: dict[str, Peer] = {}
+        """The peers whose host is a seed."""
+        self.copies = array("I", bytes(4 * self.size))
+        """How many sound copies there are of each piece."""
+        self.present = Bitmap(self.size)
+        """The pieces with a sound copy."""
+        self.coming = array("I", bytes(4 * self.size))
+        """How often each piece is in flight."""
+        self.tradeable = Bitmap(self.size)
+        """Pieces with a known digest and a sound copy."""
+        self.at_origin = Bitmap(self.size)
+        """Pieces that some host is fetching from the origin: one each."""
+        self.grove: Grove | None = None
+        self.replant: dict[str, None] = {}
+        """Hosts whose place in the trees the next pass must look at."""
+        self.wanting: dict[str, None] = {}
+        """Hosts with missing pieces."""
+        self.pending: dict[str, None] = {}
+        """Hosts that may have something to gain from the next pass."""
+        self.hungry: dict[str, None] = {}
+        """Hosts with room for which the last pass found nothing."""
+        self.carried: dict[str, None] = {}
+        """Hosts with room to whom their trees bring all that they want."""
+        self.origin_pending = False
+        """Whether the next pass may have something to assign from the origin."""
+        self.checkers: dict[str, None] = {}
+        """Hosts that know a checksum of the version which takes a pass over all bytes to compare."""
+        self.verifier: str | None = None
+        """The one of them that makes the pass."""
+        self.sound = False
+        """Whether a host has found the version to be the origin's."""
+        self.condemned: dict[str, None] = {}
+        """Hosts that were told to drop the version, and have not said yet that they did."""
+        self.begun_anew = False
+        """Whether it was condemned, so that digests of before must not come back from the journal."""
+        self._offered = Bitmap(self.size)
+        self._offered_stale = False
+        self._at_seeds = Bitmap(self.size)
+        self._at_seeds_stale = False
+        self._unassigned = Bitmap(self.size)
+        self._unassigned_stale = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody holds, wants or fetches anything of this version, or is yet to drop it."""
+        return not self.condemned and not any(peer.held or peer.missing or peer.flights for peer in self.peers.values())
+
+    def peer(self, host: Host) -> Peer:
+        """Return the host's peer, which is made if there is none."""
+        peer = self.peers.get(host.id)
+        if peer is None:
+            peer = Peer(
+                host,
+                held=Bitmap(self.size),
+                sound=Bitmap(self.size),
+                missing=Bitmap(self.size),
+                flying=Bitmap(self.size),
+            )
+            self.peers[host.id] = peer
+            if host.hello.seed:
+                self.seeds[host.id] = peer
+            host.versions[self.id] = None
+            if not host.saturated:
+                self.opened(peer)
+        return peer
+
+    def opened(self, peer: Peer) -> None:
+        """Note that a peer's host has a free upload slot."""
+        self.open[peer.host.id] = peer
+        self._offered.update(peer.sound)
+
+    def closed(self, host_id: str) -> None:
+        """Note that a host has no free upload slot any more, or is gone."""
+        if self.open.pop(host_id, None):
+            self._offered_stale = True
+
+    def removed(self, host_id: str) -> None:
+        """Forget a host's peer, which holds and wants nothing any more."""
+        del self.peers[host_id]
+        self.seeds.pop(host_id, None)
+        self.replant.pop(host_id, None)
+        self.closed(host_id)
+
+    def offered(self) -> Bitmap:
+        """Return the pieces of the peers in `open`."""
+        if self._offered_stale:
+            self._offered.clear()
+            for peer in self.open.values():
+                self._offered.update(peer.sound)
+            self._offered_stale = False
+        return self._offered
+
+    def strays(self) -> Bitmap:
+        """Return the pieces that can be traded and that no seed has: no tree brings them to everybody."""
+        if self._at_seeds_stale:
+            self._at_seeds.clear()
+            for peer in self.seeds.values():
+                self._at_seeds.update(peer.sound)
+            self._at_seeds_stale = False
+        return self.tradeable - self._at_seeds
+
+    def promised(self, peer: Peer) -> Bitmap:
+        """Return the pieces that the trees bring to a peer, if it wants them."""
+        if self.grove is None or not peer.follows:
+            return Bitmap(self.size)
+        return stripes_of(self.size, self.grove.trees.stripes, peer.follows) - self.strays()
+
+    def rarity(self, index: int) -> int:
+        """Return how many hosts hold the piece or will shortly."""
+        return self.copies[index] + self.coming[index]
+
+    def unassigned(self) -> Bitmap:
+        """Return the pieces that somebody wants, nobody can give and nobody is fetching from the origin."""
+        if self._unassigned_stale:
+            wanted = Bitmap(self.size)
+            for host_id in self.wanting:
+                wanted |= self.peers[host_id].missing
+            self._unassigned = wanted - self.tradeable - self.at_origin
+            self._unassigned_stale = False
+        return self._unassigned
+
+    def recount_unassigned(self) -> None:
+        """Note that `unassigned` may have gained or lost pieces in a way that is not tracked."""
+        self._unassigned_stale = True
+        self.origin_pending = True
+
+    def want(self, peer: Peer, pieces: Bitmap) -> None:
+        """Add to what a peer wants; what it holds is left out."""
+        new = pieces - peer.held
+        if new:
+            peer.missing |= new
+            self.wanting[peer.host.id] = None
+            self.pending[peer.host.id] = None
+            self.replant[peer.host.id] = None
+            self.carried.pop(peer.host.id, None)
+            peer.told = None
+            self._unassigned |= new - self.tradeable - self.at_origin
+            self.origin_pending = True
+
+    def unwant(self, peer: Peer) -> None:
+        """Forget what a peer wants, and its source with it."""
+        peer.missing.clear()
+        peer.source = None
+        peer.follows, peer.told = 0, None
+        for hosts in (self.wanting, self.pending, self.hungry, self.carried):
+            hosts.pop(peer.host.id, None)
+        self.replant[peer.host.id] = None
+        self.recount_unassigned()
+
+    def hold(self, peer: Peer, pieces: Bitmap, *, sound: bool = True) -> None:
+        """Note that a peer holds pieces; `sound` unless their bytes are known to be wrong."""
+        peer.held |= pieces
+        # A host without upload slots gives nothing to others: its copies must not keep anybody from the origin.
+        if sound and peer.host.hello.upload_slots and (new := pieces - peer.sound):
+            peer.sound |= new
+            for index in new:
+                self.copies[index] += 1
+            self.present |= new
+            if not peer.host.saturated:
+                self._offered |= new
+                if new & self.tradeable:
+                    self.wake_hungry()
+            if peer.host.hello.seed:
+                self._at_seeds |= new
+            self.retally(new)
+        if wanted := pieces & peer.missing:
+            peer.missing = peer.missing - wanted
+            if wanted - self.tradeable:
+                self.recount_unassigned()
+            if not peer.missing:
+                self.unwant(peer)
+
+    def distrust(self, peer: Peer, pieces: Bitmap) -> None:
+        """Use a peer's copies of pieces no longer."""
+        lost = pieces & peer.sound
+        if not lost:
+            return
+        peer.sound = peer.sound - lost
+        for index in lost:
+            self.copies[index] -= 1
+            if not self.copies[index]:
+                self.present.discard_piece(index)
+        self._offered_stale = True
+        if peer.host.hello.seed:
+            self._at_seeds_stale = True
+            self.wake_carried()
+        self.replant[peer.host.id] = None
+        self.retally(lost)
+
+    def lose(self, peer: Peer, pieces: Bitmap) -> None:
+        """Note that a peer holds pieces no longer."""
+        self.distrust(peer, pieces)
+        peer.held = peer.held - pieces
+        for index in pieces & self.digests.claimed:
+            self.digests.forget(index, peer.host.id)
+
+    def retally(self, pieces: Bitmap) -> None:
+        """Work out anew which of the pieces can be traded, after their copies or their digests changed."""
+        now = pieces & self.present & self.digests.settled
+        gained, lost = now - self.tradeable, (pieces & self.tradeable) - now
+        if gained:
+            self.tradeable |= gained
+            self._unassigned = self._unassigned - gained
+            self.wake_hungry()
+        if lost:
+            self.tradeable = self.tradeable - lost
+            self.recount_unassigned()
+        if (gained or lost) and self.carried and self.strays():
+            self.wake_carried()
+
+    def wake_carried(self) -> None:
+        """Consider every host that the trees bring all it wants in the next pass: they may not, now."""
+        self.pending.update(self.carried)
+        self.carried.clear()
+
+    def wake_hungry(self) -> None:
+        """Consider every host that found nothing before in the next pass."""
+        self.pending.update(self.hungry)
+        self.hungry.clear()
+
+    def origin_assigned(self, index: int) -> None:
+        """Note that a host is fetching the piece from the origin."""
+        self.at_origin.add_piece(index)
+        self._unassigned.discard_piece(index)
+
+    def origin_over(self, index: int) -> None:
+        """Note that the piece is not being fetched from the origin any more."""
+        self.at_origin.discard_piece(index)
+        self.origin_pending = True
+        if index not in self.tradeable:
+            self.recount_unassigned()
+
+
+@lru_cache(maxsize=1024)
+def stripes_of(size: int, stripes: int, which: int) -> Bitmap:
+    """Return the pieces of the stripes `which` (bits), of `stripes` in all; not to be changed."""
+    pieces = Bitmap(size)
+    for stripe in range(stripes):
+        if which >> stripe & 1:
+            for index in range(stripe, size, stripes):
+                pieces.add_piece(index)
+    return pieces

@@ -1,0 +1,452 @@
+"""The stripe trees of one swarm: who follows whom in which stripe.
+
+Piece i belongs to stripe i modulo m. Each stripe spreads along a tree of its own, so that every host is *interior* (has
+children) in one stripe and a leaf in the others: what a host sends equals what it receives, and no uplink idles (the
+idea is that of SplitStream, Castro et al., SOSP 2003). The `root` stands for all seeds. A host that needs nothing more
+of a stripe is the top of what follows it there. Nobody follows a host whose own chain does not end at such a top.
+
+A host has slots for so many children in all. The sum of the free slots is that of the seeds, always: they are never
+missing, though perhaps at a host that is interior elsewhere. A newcomer is given the place of a leaf near the top,
+which follows the newcomer from then on; a slot of a host that is interior elsewhere is *lent*, until somebody
+interior in the stripe has a free one. Where no slot is free at all a host has a child too many, and is relieved later.
+
+Pure and deterministic. Each operation looks at a bounded number of hosts, and at their chains to the top.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+NOWHERE = -1
+
+_LOOK = 32
+"""So many hosts of a kind are compared at the most."""
+_TRIES = 128
+"""So many crowded hosts are asked for a place at the most, where no better one was found."""
+_DISPLACED_HAVE = 0.15
+"""Who has more of the file than this part more than a newcomer never follows it: it would only wait."""
+_DISPLACED_AT_ROOT = 0.05
+"""The same below the root, which sends again to the newcomer what the displaced host has."""
+
+
+class Member:
+    """One host in the trees, or the root."""
+
+    __slots__ = (
+        "children", "had", "have", "host_id", "interior", "needs", "parents", "since", "slots", "slow", "zone",
+    )  # fmt: skip
+
+    def __init__(self, host_id: str, zone: str, slots: int, stripes: int) -> None:
+        self.host_id = host_id
+        self.zone = zone
+        self.slots = slots
+        self.needs = 0
+        """The stripes of which it lacks something, as bits."""
+        self.interior = NOWHERE
+        """The stripe in which it is to have its children."""
+        self.have = 0.0
+        """How much of the file it has, 0 to 1, as far as is known."""
+        self.had, self.since = 0.0, 0.0
+        """How much it had when it was taken in, and when that was."""
+        self.slow = False
+        """Whether it is too slow to have children; it then takes no slot of its parents."""
+        self.parents: list[Member | None] = [None] * stripes
+        self.children: list[dict[Member, None]] = [{} for _ in range(stripes)]
+
+    @property
+    def follows(self) -> int:
+        """The stripes in which it has a parent, as bits."""
+        return sum(1 << stripe for stripe, parent in enumerate(self.parents) if parent is not None)
+
+    @property
+    def used(self) -> int:
+        """How many slots its children take: none for those that are slow or in another zone."""
+        zone = self.zone
+        return sum(not child.slow and child.zone == zone for kids in self.children for child in kids)
+
+    def __repr__(self) -> str:
+        return f"Member({self.host_id!r})"
+
+
+class Trees:
+    """All stripes' trees. `able(parent, child, stripe)` tells whether a host has, or will have, what another lacks."""
+
+    def __init__(self, stripes: int, able: Callable[[Member, Member, int], bool]) -> None:
+        self.stripes = stripes
+        self.root = Member("", "", 0, stripes)
+        self.seats = 0
+        """How many children a stripe the root may have: one a seed."""
+        self.root_zones: frozenset[str] = frozenset()
+        """The zones that the seeds are in; one without a name is near to all."""
+        self.members: dict[str, Member] = {}
+        self.changed: dict[Member, None] = {}
+        """Whose parents are others than when this was last emptied."""
+        self.homeless: dict[tuple[Member, int], None] = {}
+        """Who needs a stripe and found no parent in it."""
+        self.crowded: dict[Member, None] = {}
+        """Who has more children than slots."""
+        self._able = able
+        self._free: dict[tuple[str, int], dict[Member, None]] = {}
+        """Who has a free slot, by zone and interior stripe; NOWHERE: who needs nothing."""
+        self._lent: list[dict[Member, None]] = [{} for _ in range(stripes)]
+        """The children, by stripe, that have a slot of a host which is interior elsewhere."""
+        self._leaves: dict[tuple[str, int], list[tuple[int, int, Member]]] = {}
+        """Who may be displaced, by zone and stripe: a heap by depth, which may have grown wrong since."""
+        self._zones: dict[str, deque[Member]] = {}
+        """Everybody, by zone, in an order that goes round."""
+        self._interior: dict[str, list[int]] = {}
+        """How many hosts are interior in each stripe, by zone: those that are not slow and need something."""
+        self._pushed = 0
+
+    def depth(self, member: Member, stripe: int, *, below: Member | None = None) -> int:
+        """Return how many steps it is to the top; NOWHERE if there is none, or if the way is through `below`."""
+        bit, steps = 1 << stripe, 0
+        at = member
+        while at is not below:
+            if not at.needs & bit:
+                return steps
+            parent = at.parents[stripe]
+            if parent is None:
+                return NOWHERE
+            at = parent
+            steps += 1
+        return NOWHERE
+
+    def want(self, host_id: str, zone: str, slots: int, needs: int) -> Member:
+        """Let a host follow others in the stripes `needs` (bits), all it lacks now; it is taken in if it is new."""
+        member = self.members.get(host_id) or self._enter(host_id, zone, slots)
+        new = needs & ~member.needs
+        for stripe in self._each(member.needs & ~needs):
+            self._detach(member, stripe)
+            self.homeless.pop((member, stripe), None)
+        if needs and member.interior == NOWHERE:
+            counts = self._interior[zone]
+            member.interior = min(self._each(needs), key=lambda stripe: (counts[stripe], stripe))
+            counts[member.interior] += self._counts(member)
+            self._free_at(member, NOWHERE).pop(member, None)
+        member.needs = needs
+        self._tally(member)
+        first = member.interior
+        for stripe in sorted(self._each(new), key=lambda stripe: stripe != first):
+            if stripe != first or not self._displace(member, stripe):
+                self._place(member, stripe)
+        self._fill(member)
+        return member
+
+    def serve(self, host_id: str, zone: str, slots: int) -> Member:
+        """Let others follow a host that needs nothing (any more)."""
+        member = self.members.get(host_id) or self._enter(host_id, zone, slots)
+        if member.interior != NOWHERE:
+            self._interior[zone][member.interior] -= self._counts(member)
+            self._free_at(member, member.interior).pop(member, None)
+            member.interior = NOWHERE
+        for stripe in range(self.stripes):
+            self._detach(member, stripe)
+            self.homeless.pop((member, stripe), None)
+            for child in member.children[stripe]:
+                self._lent[stripe].pop(child, None)
+        member.needs = 0
+        self._tally(member)
+        self._fill(member)
+        return member
+
+    def leave(self, host_id: str) -> None:
+        """Take a host out; its children are given other parents."""
+        member = self.members.pop(host_id, None)
+        if member is None:
+            return
+        if member.interior != NOWHERE:
+            self._interior[member.zone][member.interior] -= self._counts(member)
+        # First its own places become free, which may be the only way to the root.
+        for stripe in range(self.stripes):
+            self._detach(member, stripe)
+            self.homeless.pop((member, stripe), None)
+        orphans = [(stripe, child) for stripe in range(self.stripes) for child in member.children[stripe]]
+        for stripe, child in orphans:
+            self._detach(child, stripe)
+        self._free_at(member, member.interior).pop(member, None)
+        self.crowded.pop(member, None)
+        self.changed.pop(member, None)
+        self._zones[member.zone].remove(member)
+        self._settle(orphans)
+
+    def move(self, member: Member, stripe: int, *, fit: Callable[[Member], bool] | None = None) -> bool:
+        """Give a host another parent in a stripe; with `fit` only one that fits and has a slot, never the root.
+
+        Without `fit` the old parent is left in any case: the host may be without one afterwards.
+        """
+        if fit is not None:
+            parent = self._best(member, stripe, fit=fit)
+            if parent is None:
+                return False
+            self._attach(member, stripe, parent)
+            return True
+        self._detach(member, stripe)
+        self._settle([(stripe, member)])
+        return member.parents[stripe] is not None
+
+    def spare(self, member: Member) -> None:
+        """Take all children from a slow host, which has none from now on and takes no slot of its parents."""
+        if member.slow:
+            return
+        if member.interior != NOWHERE:
+            self._interior[member.zone][member.interior] -= self._counts(member)
+        member.slow = True
+        self._free_at(member, member.interior).pop(member, None)
+        self.crowded.pop(member, None)
+        for parent in member.parents:
+            if parent is not None:
+                self._tally(parent)
+        orphans = [(stripe, child) for stripe in range(self.stripes) for child in member.children[stripe]]
+        for stripe, child in orphans:
+            self._detach(child, stripe)
+        self._settle(orphans)
+        for stripe in range(self.stripes):
+            if member.parents[stripe] is self.root:
+                self.move(member, stripe)
+
+    def shelter(self) -> None:
+        """Try again to find parents for those who have none in a stripe."""
+        if self.homeless:
+            waiting = tuple(islice(self.homeless, _LOOK))
+            for member, stripe in waiting:
+                del self.homeless[member, stripe]
+            for member, stripe in waiting:
+                self._place(member, stripe)
+
+    def reseat(self, seats: int, zones: frozenset[str]) -> None:
+        """Take note of how many seeds there are, and where; all that follow the root are named as changed."""
+        self.seats, self.root_zones = seats, zones
+        for kids in self.root.children:
+            self.changed.update(kids)
+        if not seats:
+            self._settle([(s, child) for s in range(self.stripes) for child in tuple(self._loosened(self.root, s))])
+
+    def _loosened(self, parent: Member, stripe: int) -> Iterator[Member]:
+        for child in tuple(parent.children[stripe]):
+            self._detach(child, stripe)
+            yield child
+
+    def _each(self, bits: int) -> Iterator[int]:
+        return (stripe for stripe in range(self.stripes) if bits >> stripe & 1)
+
+    def _enter(self, host_id: str, zone: str, slots: int) -> Member:
+        member = self.members[host_id] = Member(host_id, zone, min(slots, self.stripes), self.stripes)
+        self._zones.setdefault(zone, deque()).append(member)
+        self._interior.setdefault(zone, [0] * self.stripes)
+        return member
+
+    @staticmethod
+    def _counts(member: Member) -> bool:
+        """Tell whether a host counts among those that are interior in its stripe."""
+        return member.slots > 0 and not member.slow
+
+    def _free_at(self, member: Member, interior: int) -> dict[Member, None]:
+        return self._free.setdefault((member.zone, interior), {})
+
+    def _tally(self, member: Member) -> None:
+        """Note anew whether a host has slots left, or too many children."""
+        if member is self.root or member.host_id not in self.members:
+            return
+        left = 0 if member.slow else member.slots - member.used
+        free = self._free_at(member, member.interior)
+        if left > 0:
+            free[member] = None
+        else:
+            free.pop(member, None)
+        if left < 0:
+            self.crowded[member] = None
+        else:
+            self.crowded.pop(member, None)
+
+    def _near_root(self, zone: str) -> bool:
+        return not zone or "" in self.root_zones or zone in self.root_zones
+
+    def _root_open(self, stripe: int) -> bool:
+        taken = sum(not child.slow and self._near_root(child.zone) for child in self.root.children[stripe])
+        return taken < self.seats
+
+    def _attach(self, child: Member, stripe: int, parent: Member) -> None:
+        old = child.parents[stripe]
+        if old is parent:
+            return
+        if old is not None:
+            self._detach(child, stripe)
+        child.parents[stripe] = parent
+        parent.children[stripe][child] = None
+        self._tally(parent)
+        if parent is not self.root and stripe != parent.interior != NOWHERE:
+            self._lent[stripe][child] = None
+        if child.interior != stripe:
+            self._pushed += 1
+            heap = self._leaves.setdefault((child.zone, stripe), [])
+            heapq.heappush(heap, (self.depth(child, stripe), self._pushed, child))
+        self.homeless.pop((child, stripe), None)
+        self.changed[child] = None
+
+    def _detach(self, child: Member, stripe: int) -> None:
+        parent = child.parents[stripe]
+        if parent is None:
+            return
+        del parent.children[stripe][child]
+        child.parents[stripe] = None
+        self._lent[stripe].pop(child, None)
+        self._tally(parent)
+        self.changed[child] = None
+
+    def _settle(self, orphans: Iterable[tuple[int, Member]]) -> None:
+        """Give each a parent, those with children of their own first: others may then follow below them."""
+        for stripe, child in sorted(orphans, key=lambda orphan: -len(orphan[1].children[orphan[0]])):
+            self._place(child, stripe)
+
+    def _place(self, child: Member, stripe: int) -> None:
+        """Give a host that has no parent in a stripe the best there is; if none, place its children apart from it."""
+        loose = deque([child])
+        while loose:
+            child = loose.popleft()
+            if child.parents[stripe] is not None or not child.needs >> stripe & 1:
+                continue
+            if child.host_id not in self.members:
+                continue
+            parent = self._best(child, stripe) or self._crowd(child, stripe) or self._abroad(child, stripe)
+            if parent is not None:
+                self._attach(child, stripe, parent)
+            else:
+                self.homeless[child, stripe] = None
+                loose.extend(self._loosened(child, stripe))
+
+    def _best(self, child: Member, stripe: int, *, fit: Callable[[Member], bool] | None = None) -> Member | None:
+        """Return who has a free slot: first who needs nothing, then who is interior here, others, and the root."""
+        zone, root = child.zone, self.root
+        for interior in (NOWHERE, stripe):
+            if parent := self._shallowest(child, stripe, islice(self._free.get((zone, interior), ()), _LOOK), fit):
+                return parent
+        others = (
+            member
+            for interior in range(self.stripes)
+            if interior != stripe
+            for member in islice(self._free.get((zone, interior), ()), _LOOK)
+        )
+        if parent := self._shallowest(child, stripe, others, fit):
+            return parent
+        if fit is None and self._near_root(zone) and self._root_open(stripe) and self._able(root, child, stripe):
+            return root
+        return None
+
+    def _shallowest(
+        self, child: Member, stripe: int, among: Iterable[Member], fit: Callable[[Member], bool] | None = None
+    ) -> Member | None:
+        best, key = None, (0, 0)
+        for member in among:
+            depth = self.depth(member, stripe, below=child)
+            if depth == NOWHERE or not self._able(member, child, stripe) or not (fit is None or fit(member)):
+                continue
+            if best is None or (depth, member.used) < key:
+                best, key = member, (depth, member.used)
+        return best
+
+    def _crowd(self, child: Member, stripe: int, zone: str | None = None) -> Member | None:
+        """Return who may have one child too many, though no more than others: nobody of the child's zone has a slot."""
+        ring = self._zones.get(child.zone if zone is None else zone)
+        best, key, seen = None, (0, False, 0), 0
+        for _ in range(min(len(ring), _TRIES) if ring else 0):
+            assert ring is not None
+            member = ring[0]
+            ring.rotate(-1)
+            if member.slow or not member.slots:
+                continue
+            depth = self.depth(member, stripe, below=child)
+            if depth == NOWHERE or not self._able(member, child, stripe):
+                continue
+            rank = (member.used - member.slots, member.interior != stripe, depth)
+            if best is None or rank < key:
+                best, key = member, rank
+            seen += 1
+            if seen == _LOOK:
+                break
+        return best
+
+    def _abroad(self, child: Member, stripe: int) -> Member | None:
+        """Return a parent in another zone, for the first of its own zone: that takes no slot, the link is thin."""
+        for zone in self._zones:
+            if zone != child.zone and (parent := self._crowd(child, stripe, zone)):
+                return parent
+        root = self.root
+        if (
+            self.seats
+            and (self._root_open(stripe) or not self._near_root(child.zone))
+            and self._able(root, child, stripe)
+        ):
+            return root
+        return None
+
+    def _displace(self, member: Member, stripe: int) -> bool:
+        """Let a newcomer take the place of a leaf near the top, which follows it then; False if there is a better."""
+        if member.slow or not member.slots or member.children[stripe]:
+            return False
+        free = islice(self._free.get((member.zone, NOWHERE), ()), _LOOK)
+        if self._shallowest(member, stripe, free) is not None:
+            return False
+        leaf = self._leaf(member, stripe)
+        if leaf is None:
+            return False
+        above = leaf.parents[stripe]
+        assert above is not None
+        own = islice(self._free.get((member.zone, stripe), ()), _LOOK)
+        other = self._shallowest(member, stripe, own)
+        if other is not None and self.depth(other, stripe) <= self.depth(above, stripe):
+            return False
+        if not self._able(above, member, stripe) or not self._able(member, leaf, stripe):
+            return False
+        self._detach(leaf, stripe)
+        self._attach(member, stripe, above)
+        self._attach(leaf, stripe, member)
+        return True
+
+    def _leaf(self, member: Member, stripe: int) -> Member | None:
+        """Return the leaf nearest to the top which is not far ahead."""
+        heap = self._leaves.get((member.zone, stripe), [])
+        while heap:
+            depth, number, leaf = heap[0]
+            parent = leaf.parents[stripe]
+            limit = _DISPLACED_AT_ROOT if parent is self.root else _DISPLACED_HAVE
+            if parent is None or leaf.interior == stripe or leaf.slow or leaf.have > limit:
+                heapq.heappop(heap)
+                continue
+            now = self.depth(leaf, stripe)
+            if now == depth:
+                return leaf if leaf is not member else None
+            heapq.heapreplace(heap, (now, number, leaf))
+        return None
+
+    def _fill(self, member: Member) -> None:
+        """Give a host with free slots children that are on lent slots, or one too many, elsewhere."""
+        if member.slow or not member.slots:
+            return
+        if member.interior != NOWHERE:
+            for child in tuple(islice(self._lent[member.interior], _LOOK)):
+                self._take(member, child, member.interior)
+        for host in tuple(islice(self.crowded, _LOOK)):
+            if member.used >= member.slots:
+                return
+            if host is member or host.zone != member.zone:
+                continue
+            for stripe in sorted(range(self.stripes), key=lambda stripe: stripe != member.interior):
+                for child in sorted(host.children[stripe], key=lambda child: len(child.children[stripe])):
+                    if host in self.crowded and not child.slow:
+                        self._take(member, child, stripe)
+
+    def _take(self, member: Member, child: Member, stripe: int) -> None:
+        if (
+            member.used < member.slots
+            and child is not member
+            and child.zone == member.zone
+            and child.parents[stripe] is not member
+            and child.have - member.have <= _DISPLACED_HAVE
+            and self.depth(member, stripe, below=child) != NOWHERE
+            and self._able(member, child, stripe)
+        ):
+            self._attach(child, stripe, member)
