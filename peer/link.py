@@ -73,7 +73,10 @@ class Link:
         self._holdings = holdings
         self._on_change = on_change
         self._on_message = on_message
-        self._outbox: asyncio.Queue[PeerMessage] = asyncio.Queue()
+        self._outbox: asyncio.Queue[PeerMessage | None] = asyncio.Queue()
+        """What is to be said; None stands for a heartbeat."""
+        self._wrote = False
+        self._heard_at = 0.0
         self._complained = False
 
     def send(self, message: PeerMessage) -> None:
@@ -119,29 +122,47 @@ class Link:
                     self._hear(schedulers_from_proto(first.welcome.schedulers))
                 self._connected()
                 async with TaskScope() as scope:
-                    scope.spawn(self._speak(call, heartbeat), name=f"speaking to {self.address}")
-                    await self._listen(call, heartbeat * LOST_AFTER_INTERVALS)
+                    # Two timers for the session instead of one for each message.
+                    self._heard_at = asyncio.get_running_loop().time()
+                    scope.spawn(self._beat(heartbeat), name=f"heartbeats to {self.address}")
+                    scope.spawn(self._look(heartbeat * LOST_AFTER_INTERVALS), name=f"patience with {self.address}")
+                    scope.spawn(self._speak(call), name=f"speaking to {self.address}")
+                    await self._listen(call)
             except BaseExceptionGroup as group:
-                # The speaker failed: the session is over for the same reason, whoever saw it first.
+                # Another of them failed: the session is over for the same reason, whoever saw it first.
                 raise group.exceptions[0] from group
             finally:
                 call.cancel()
 
-    async def _speak(self, call: Session, heartbeat: float) -> None:
+    async def _speak(self, call: Session) -> None:
         async for holdings in batches(self._holdings(self)):
             await self._write(call, peer_message_to_proto(holdings))
         while True:
-            try:
-                async with asyncio.timeout(heartbeat):
-                    message = peer_message_to_proto(await self._outbox.get())
-            except TimeoutError:
-                message = PeerProto(heartbeat=Heartbeat())
-            await self._write(call, message)
+            message = await self._outbox.get()
+            await self._write(
+                call, PeerProto(heartbeat=Heartbeat()) if message is None else peer_message_to_proto(message)
+            )
 
-    async def _listen(self, call: Session, patience: float) -> None:
+    async def _beat(self, interval: float) -> None:
+        """See to it that something is said once an interval at least."""
         while True:
-            async with asyncio.timeout(patience):
-                message = scheduler_message_from_proto(await self._read(call))
+            await asyncio.sleep(interval / 2)
+            if not self._wrote and self._outbox.empty():
+                self._outbox.put_nowait(None)
+            self._wrote = False
+
+    async def _look(self, patience: float) -> None:
+        """Raise TimeoutError once nothing has been heard for so long."""
+        loop = asyncio.get_running_loop()
+        while (left := self._heard_at + patience - loop.time()) > 0:  # noqa: ASYNC110  # each message moves it
+            await asyncio.sleep(left)
+        raise TimeoutError
+
+    async def _listen(self, call: Session) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            message = scheduler_message_from_proto(await self._read(call))
+            self._heard_at = loop.time()
             if isinstance(message, Schedulers):
                 self._hear(message)
                 self._on_change()
@@ -152,6 +173,7 @@ class Link:
         self.told, self.name = schedulers.addresses, schedulers.own
 
     async def _write(self, call: Session, message: PeerProto) -> None:
+        self._wrote = True
         try:
             await call.write(message)
         except asyncio.InvalidStateError:

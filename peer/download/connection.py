@@ -45,6 +45,8 @@ _CONNECTIONS = Counter(
     registry=REGISTRY,
 )
 
+_FRESH, _KEPT = _CONNECTIONS.labels("fresh"), _CONNECTIONS.labels("kept")
+
 AddressInfo = tuple[int, int, int, str, Any]
 """One answer of getaddrinfo: family, type, protocol, canonical name, address."""
 
@@ -225,7 +227,7 @@ class Connection:
         self.reusable = False
         if not kept:
             self._connect(addresses)
-        _CONNECTIONS.labels("kept" if kept else "fresh").inc()
+        (_KEPT if kept else _FRESH).inc()
         assert self._socket is not None
         progress.address = self.address
         incoming = _Incoming(self._socket, self._limits, progress)
