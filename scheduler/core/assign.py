@@ -208,7 +208,7 @@ def _sources(swarm: Swarm, first: Peer | None) -> Iterable[Source]:
 
 def _wanting_fetchers(swarm: Swarm, rest: Bitmap, now: float) -> Iterable[_Fetcher]:
     """Yield the wanting hosts that can go to the origin themselves for pieces of `rest`, or that have no other way."""
-    for host_id in swarm.wanting:
+    for host_id in swarm.wanting if rest else swarm.avoiding:
         peer = swarm.peers[host_id]
         if peer.source is None or not (rest or peer.avoid):
             continue

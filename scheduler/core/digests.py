@@ -22,10 +22,12 @@ _CORRUPT_PARENTS = 2
 class Digests:
     """The digests of one version's pieces, by index."""
 
-    __slots__ = ("_claims", "_corrupt", "_disputed", "claimed", "known", "settled")
+    __slots__ = ("_claims", "_corrupt", "_disputed", "changes", "claimed", "known", "settled")
 
     def __init__(self, size: int) -> None:
         self.known: dict[int, bytes] = {}
+        self.changes = 0
+        """How often a digest became known."""
         self.settled = Bitmap(size)
         """The pieces in `known`."""
         self.claimed = Bitmap(size)
@@ -98,6 +100,7 @@ class Digests:
 
     def _settle(self, index: int, digest: bytes) -> tuple[str, ...]:
         self.known[index] = digest
+        self.changes += 1
         self.settled.add_piece(index)
         self.claimed.discard_piece(index)
         self._disputed.discard(index)

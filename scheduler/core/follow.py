@@ -53,6 +53,7 @@ class Grove:
         """The stripes that hosts complained of a moment ago."""
         self.blamed: dict[str, int] = {}
         """How often each host turned out to be the one above a complaint."""
+        self._known: tuple[int, Bitmap, tuple[KnownDigests, ...]] = (0, Bitmap(swarm.size), ())
 
     def stripe(self, stripe: int) -> Bitmap:
         """Return the pieces of a stripe."""
@@ -69,6 +70,17 @@ class Grove:
         lacking = (peer.missing & self.stripe(stripe)) - other.missing
         # A holder must not vouch for its own bytes: what nobody else has said of a piece is not passed on.
         return not lacking or not (lacking - other.sound or lacking & self.swarm.digests.claimed)
+
+    def known(self, peer: Peer) -> tuple[KnownDigests, ...]:
+        """Return the digests that are known of what a host lacks: the same value for all that come at once."""
+        digests = self.swarm.digests
+        lacking = peer.missing & digests.settled
+        changes, pieces, said = self._known
+        if (changes, pieces) != (digests.changes, lacking):
+            spans = lacking.spans()
+            said = tuple(KnownDigests(span, tuple([digests.known[index] for index in span])) for span in spans)
+            self._known = (digests.changes, lacking, said)
+        return said
 
     def tend(self, host_id: str) -> None:
         """Give a host the place that what it holds and wants asks for, and its children others if it must."""
@@ -209,7 +221,7 @@ def _tell(state: State, swarm: Swarm, grove: Grove, member: Member) -> list[Comm
     )
     if named == peer.told or (peer.told is None and not any(named)):
         return []
-    known = _known(swarm, peer) if peer.told is None else ()
+    known = grove.known(peer) if peer.told is None else ()
     peer.told = named
     stripes_from: dict[str, list[int]] = {}
     for stripe, ids in enumerate(named):
@@ -219,12 +231,6 @@ def _tell(state: State, swarm: Swarm, grove: Grove, member: Member) -> list[Comm
         Parent(host_id, state.hosts[host_id].hello.address, tuple(stripes)) for host_id, stripes in stripes_from.items()
     )
     return [Send(peer.host.id, Following(swarm.version, grove.trees.stripes, parents, known, peer.cold))]
-
-
-def _known(swarm: Swarm, peer: Peer) -> tuple[KnownDigests, ...]:
-    known = swarm.digests.known
-    spans = (peer.missing & swarm.digests.settled).spans()
-    return tuple(KnownDigests(span, tuple([known[index] for index in span])) for span in spans)
 
 
 def follows(swarm: Swarm, peer: Peer, parent_id: str) -> bool:

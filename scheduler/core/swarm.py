@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from p2p.pieces import Bitmap, PieceLayout
 from p2p.versions import Version
 from scheduler.core.digests import Digests
-from scheduler.core.model import Host, Peer
+from scheduler.core.model import Backoff, Host, Peer
 
 if TYPE_CHECKING:
     from scheduler.core.follow import Grove
@@ -52,6 +52,8 @@ class Swarm:
         """Hosts that may have something to gain from the next pass."""
         self.hungry: dict[str, None] = {}
         """Hosts with room for which the last pass found nothing."""
+        self.avoiding: dict[str, None] = {}
+        """Hosts that avoid others, or have done so."""
         self.carried: dict[str, None] = {}
         """Hosts with room to whom their trees bring all that they want."""
         self.origin_pending = False
@@ -111,8 +113,16 @@ class Swarm:
         """Forget a host's peer, which holds and wants nothing any more."""
         del self.peers[host_id]
         self.seeds.pop(host_id, None)
-        self.replant.pop(host_id, None)
+        for hosts in (self.replant, self.avoiding, self.checkers, self.condemned):
+            hosts.pop(host_id, None)
+        for other in self.avoiding:
+            self.peers[other].avoid.pop(host_id, None)
         self.closed(host_id)
+
+    def avoid(self, child: Peer, host_id: str) -> Backoff:
+        """Return what keeps a child from a parent (or, under its own id, from keeping pieces), to be counted up."""
+        self.avoiding[child.host.id] = None
+        return child.avoid.setdefault(host_id, Backoff())
 
     def offered(self) -> Bitmap:
         """Return the pieces of the peers in `open`."""
@@ -157,6 +167,11 @@ class Swarm:
         self._unassigned_stale = True
         self.origin_pending = True
 
+    def _wanted_less(self) -> None:
+        """Note that a host wants less than before: where nothing is unassigned, nothing becomes so."""
+        self._unassigned_stale = self._unassigned_stale or bool(self._unassigned)
+        self.origin_pending = True
+
     def want(self, peer: Peer, pieces: Bitmap) -> None:
         """Add to what a peer wants; what it holds is left out."""
         new = pieces - peer.held
@@ -178,7 +193,7 @@ class Swarm:
         for hosts in (self.wanting, self.pending, self.hungry, self.carried):
             hosts.pop(peer.host.id, None)
         self.replant[peer.host.id] = None
-        self.recount_unassigned()
+        self._wanted_less()
 
     def hold(self, peer: Peer, pieces: Bitmap, *, sound: bool = True) -> None:
         """Note that a peer holds pieces; `sound` unless their bytes are known to be wrong."""
@@ -186,8 +201,10 @@ class Swarm:
         # A host without upload slots gives nothing to others: its copies must not keep anybody from the origin.
         if sound and peer.host.hello.upload_slots and (new := pieces - peer.sound):
             peer.sound |= new
-            for index in new:
-                self.copies[index] += 1
+            copies = self.copies
+            for span in new.spans():
+                for index in range(span.start, span.stop):
+                    copies[index] += 1
             self.present |= new
             if not peer.host.saturated:
                 self._offered |= new
@@ -198,8 +215,8 @@ class Swarm:
             self.retally(new)
         if wanted := pieces & peer.missing:
             peer.missing = peer.missing - wanted
-            if wanted - self.tradeable:
-                self.recount_unassigned()
+            if wanted & self._unassigned:
+                self._wanted_less()
             if not peer.missing:
                 self.unwant(peer)
 

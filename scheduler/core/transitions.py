@@ -60,10 +60,6 @@ def host_left(state: State, host_id: str, now: float) -> None:
         swarm.unwant(peer)
         swarm.removed(host_id)
         follow.gone(swarm, host_id, now)
-        for hosts in (swarm.checkers, swarm.condemned):
-            hosts.pop(host_id, None)
-        for other in swarm.peers.values():
-            other.avoid.pop(host_id, None)
         state.touch(swarm)
 
 
@@ -288,7 +284,7 @@ def _parent_failed(state: State, swarm: Swarm, peer: Peer, failed: Failed, now: 
         _mistrust(state, swarm, holder, pieces, failed.reason, peer, commands)
         return
     times = _BUSY if failed.reason is FailureReason.BUSY else _PARENT
-    backoff = peer.avoid.setdefault(failed.parent_id, Backoff())
+    backoff = swarm.avoid(peer, failed.parent_id)
     backoff.fail(now, first=times[0], longest=times[1], strikes=_STRIKES.get(failed.reason, 0))
     state.arm(swarm, peer, backoff.until)
 
@@ -312,7 +308,7 @@ def _blame(state: State, flight: Flight, reason: FailureReason, now: float) -> N
     """Leave alone for a while whatever made a flight fail."""
     child, parent = flight.child, flight.parent
     if reason is FailureReason.LOCAL:
-        backoff, times = child.avoid.setdefault(child.host.id, Backoff()), _LOCAL
+        backoff, times = flight.swarm.avoid(child, child.host.id), _LOCAL
     elif parent is None:
         if flight.source is None:
             return
@@ -321,7 +317,7 @@ def _blame(state: State, flight: Flight, reason: FailureReason, now: float) -> N
     elif reason in (FailureReason.MISSING, FailureReason.CORRUPT):
         return  # the piece is to blame, not the way: the caller sees to it
     else:
-        backoff = child.avoid.setdefault(parent.id, Backoff())
+        backoff = flight.swarm.avoid(child, parent.id)
         times = _BUSY if reason is FailureReason.BUSY else _PARENT
     backoff.fail(now, first=times[0], longest=times[1], strikes=_STRIKES.get(reason, 0))
     state.arm(flight.swarm, child, backoff.until)
