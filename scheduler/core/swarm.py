@@ -234,6 +234,7 @@ class Swarm:
         if peer.host.hello.seed:
             self._at_seeds_stale = True
             self.wake_carried()
+            self.wake_hungry()
         self.replant[peer.host.id] = None
         self.retally(lost)
 

@@ -36,8 +36,19 @@ class Member:
     """One host in the trees, or the root."""
 
     __slots__ = (
-        "children", "had", "have", "host_id", "interior", "needs", "parents", "since", "slots", "slow", "zone",
-    )  # fmt: skip
+        "children",
+        "follows",
+        "had",
+        "have",
+        "host_id",
+        "interior",
+        "needs",
+        "parents",
+        "since",
+        "slots",
+        "slow",
+        "zone",
+    )
 
     def __init__(self, host_id: str, zone: str, slots: int, stripes: int) -> None:
         self.host_id = host_id
@@ -45,6 +56,8 @@ class Member:
         self.slots = slots
         self.needs = 0
         """The stripes of which it lacks something, as bits."""
+        self.follows = 0
+        """The stripes in which it has a parent, as bits."""
         self.interior = NOWHERE
         """The stripe in which it is to have its children."""
         self.have = 0.0
@@ -55,11 +68,6 @@ class Member:
         """Whether it is too slow to have children; it then takes no slot of its parents."""
         self.parents: list[Member | None] = [None] * stripes
         self.children: list[dict[Member, None]] = [{} for _ in range(stripes)]
-
-    @property
-    def follows(self) -> int:
-        """The stripes in which it has a parent, as bits."""
-        return sum(1 << stripe for stripe, parent in enumerate(self.parents) if parent is not None)
 
     @property
     def used(self) -> int:
@@ -276,6 +284,7 @@ class Trees:
         if old is not None:
             self._detach(child, stripe)
         child.parents[stripe] = parent
+        child.follows |= 1 << stripe
         parent.children[stripe][child] = None
         self._tally(parent)
         if parent is not self.root and stripe != parent.interior != NOWHERE:
@@ -293,6 +302,7 @@ class Trees:
             return
         del parent.children[stripe][child]
         child.parents[stripe] = None
+        child.follows &= ~(1 << stripe)
         self._lent[stripe].pop(child, None)
         self._tally(parent)
         self.changed[child] = None

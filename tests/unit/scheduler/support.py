@@ -11,6 +11,7 @@ from p2p.control import (
     Assignment,
     Failed,
     FailureReason,
+    Following,
     Hello,
     Holding,
     Holdings,
@@ -84,6 +85,8 @@ class Fleet:
         """Everything but assignments that was sent."""
         self.commands: list[Command] = []
         self.journal: dict[str, dict[int, bytes]] = {}
+        self.following: dict[tuple[str, str], Following] = {}
+        """Whom a host was told to follow, by host and version."""
 
     def apply(self, *events: Event) -> list[Command]:
         """Apply events and the Tick they make due; returns all commands."""
@@ -111,6 +114,8 @@ class Fleet:
 
     def _sent(self, send: Send) -> None:
         assignment = send.message
+        if isinstance(assignment, Following):
+            self.following[send.host_id, assignment.version.id] = assignment
         if not isinstance(assignment, Assignment):
             self.told.append((send.host_id, assignment))
             return
@@ -119,8 +124,9 @@ class Fleet:
             for index in part.span:
                 self.assigned.setdefault(send.host_id, {})[assignment.version, index] = part.parent_id
 
-    def join(self, host_id: str, *, seed: bool = False, slots: int = 16) -> None:
-        self.apply(HostJoined(Hello(host_id, f"{host_id}:65002", seed, slots)))
+    def join(self, host_id: str, *, seed: bool = False, slots: int = 16, zone: str = "") -> None:
+        labels = {"zone": zone} if zone else {}
+        self.apply(HostJoined(Hello(host_id, f"{host_id}:65002", seed, slots, labels)))
 
     def announce(self, host_id: str, *holdings: Holding) -> list[Command]:
         return self.apply(Announced(host_id, Holdings(holdings)))
@@ -151,6 +157,15 @@ class Fleet:
         """What a host has been assigned and has not reported on: piece -> parent."""
         assigned = self.assigned.get(host_id, {})
         return {index: parent for (of, index), parent in assigned.items() if of == version}
+
+    def parents(self, host_id: str, version: Version) -> dict[int, set[str]]:
+        """Whom a host follows in each stripe, as it was told last."""
+        following = self.following.get((host_id, version.id))
+        parents: dict[int, set[str]] = {}
+        for parent in following.parents if following else ():
+            for stripe in parent.stripes:
+                parents.setdefault(stripe, set()).add(parent.parent_id)
+        return parents
 
     def run_down(self, host_id: str, version: Version) -> None:
         """Let everything that is assigned to a host land, until nothing is left."""
