@@ -134,6 +134,11 @@ class Transfers:
         assert flights.from_origin <= self.pace.highest, "too many requests at the origin"
         assert flights.from_parents <= PARENT_TRANSFERS, "too many transfers from parents"
         assert len(flights.followed) <= FOLLOWED_TRANSFERS, "too many transfers from followed parents"
+        for flight in flights.values():
+            elsewhere = self._plans.due | self._plans.planned
+            assert flight.aborting or not flight.remaining & elsewhere, (
+                "a piece flies, and is to come from elsewhere too"
+            )
         for parent_id, transfer in flights.followed.items():
             known = flights[transfer].aborting or parent_id in self._followings
             assert known, "a parent that is not followed any more is asked for pieces"
