@@ -52,6 +52,9 @@ WORKING_SECONDS = 1.0
 """How often the scheduler hears that transfers go on: each has a progress deadline of its own, so being under way means
 that bytes arrive, and a slow link is not taken for a dead one."""
 
+TOKEN_REUSE_SECONDS = 10.0
+"""How long one token serves for requests to other hosts: little, compared with how far clocks may be apart."""
+
 _BYTES = Counter(
     "damselfly_downloaded_bytes_total", "Verified bytes, by where they came from", ["source"], registry=REGISTRY
 )
@@ -123,6 +126,8 @@ class Download:
         self._waiters: dict[int, Callable[[DamselflyError], None]] = {}
         self._next_reader = 1
         self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = 0.0
+        self._signed: tuple[str, float] | None = None
         self._working: asyncio.TimerHandle | None = None
         self._reports = Reports(entry, send)
         self._reports_seen = 0
@@ -244,7 +249,13 @@ class Download:
         )
 
     def _token(self) -> str | None:
-        return self._secret.sign("piece", self.entry.version.id, now=time.time()) if self._secret else None
+        """Return a token for this version, a fresh one now and then."""
+        if self._secret is None:
+            return None
+        now = time.time()
+        if self._signed is None or not 0 <= now - self._signed[1] < TOKEN_REUSE_SECONDS:
+            self._signed = self._secret.sign("piece", self.entry.version.id, now=now), now
+        return self._signed[0]
 
     async def _land(self, command: StartTransfer, index: int, digest: bytes) -> DamselflyError | None:
         if command.source is not None:
@@ -303,18 +314,32 @@ class Download:
             self._working = asyncio.get_running_loop().call_later(WORKING_SECONDS, self._still_working)
 
     def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Be woken when the core wants to be, or earlier: its deadlines mostly move on with each landing."""
         deadline = self._core.next_deadline()
-        if deadline is not None:
-            delay = max(0.0, deadline - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self.dispatch, Tick())
+        if deadline is None or self.closed:
+            return
+        if self._timer is not None:
+            if self._wake_at <= deadline:
+                return
+            self._timer.cancel()
+        self._wake_at = deadline
+        delay = max(0.0, deadline - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        deadline = self._core.next_deadline()
+        if deadline is not None and deadline <= time.monotonic():
+            self.dispatch(Tick())
+        else:
+            self._set_timer()
 
     def _close(self) -> None:
         self.closed = True
         self._parents.end()
         self._reports.flush()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._working is not None:
             self._working.cancel()
         outcome = "failed" if self._failure else "complete" if self.entry.landed.full else "partial"

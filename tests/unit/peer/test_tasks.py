@@ -10,7 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from p2p.control import ORIGIN, Assignment, Dropped, Part, PeerMessage, Progress, Source, Unwant, Want
+from p2p.control import (
+    ORIGIN,
+    Assignment,
+    Dropped,
+    FailureReason,
+    Following,
+    KnownDigests,
+    Lagging,
+    Landed,
+    Parent,
+    Part,
+    PeerMessage,
+    Progress,
+    Source,
+    Unwant,
+    Want,
+)
 from p2p.digests import piece_digest
 from p2p.errors import (
     DamselflyError,
@@ -343,3 +359,82 @@ async def test_more_than_the_store_may_hold_is_refused_before_anything_is_evicte
         with pytest.raises(StoreFullError, match="raise it"):
             await whole(peer)
         assert (await whole(peer, part))[1] == "local"
+
+
+def following(*parents: Parent, known: tuple[KnownDigests, ...] = ()) -> Following:
+    return Following(VERSION, 2, parents, known)
+
+
+async def until(peer: Peer, done: Callable[[], object]) -> None:
+    """Return once what the scheduler was told makes it so."""
+    while not done():
+        peer.schedulers.heard.clear()
+        await peer.schedulers.heard.wait()
+
+
+def landed_of(peer: Peer) -> list[Landed]:
+    return [one for message in peer.schedulers.told if isinstance(message, Progress) for one in message.landed]
+
+
+async def test_what_followed_parents_announce_is_fetched_and_reported_with_a_proof(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        reading = asyncio.ensure_future(whole(peer))
+        await peer.schedulers.heard.wait()
+        peer.tasks.told(following(Parent("p0", "even:1", (0,)), Parent("p1", "odd:1", (1,))))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert set(peer.network.announced) == {"even:1", "odd:1"}
+        for index in (0, 2, 4):
+            peer.network.announce("even:1", Span(index, index + 1))
+        for index in (1, 3):
+            peer.network.announce("odd:1", Span(index, index + 1))
+        assert await reading == (CONTENT, "remote")
+        assert peer.network.origin == []
+        assert {(address, index) for address, span in peer.network.parents for index in span} == {
+            *(("even:1", index) for index in (0, 2, 4)),
+            *(("odd:1", index) for index in (1, 3)),
+        }
+        assert landed_of(peer) == [Landed(Span(0, 5), "p0", proof=piece_digest(b"".join(DIGESTS)))]
+        assert all(lost.cancelled() for lost in peer.network.lost.values()), "who has all follows nobody"
+
+
+async def test_a_parent_that_announces_another_digest_than_the_true_one_is_not_asked(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        reading = asyncio.ensure_future(whole(peer, ByteRange(0, 5)))
+        await peer.schedulers.heard.wait()
+        known = KnownDigests(Span(0, 1), DIGESTS[:1])
+        peer.tasks.told(following(Parent("p0", "even:1", (0, 1)), known=(known,)))
+        await peer.network.followed.wait()
+        peer.network.announce("even:1", Span(0, 1), DIGESTS[1:2])
+        await until(peer, lambda: any(one.failed for one in peer.schedulers.told if isinstance(one, Progress)))
+        last = peer.schedulers.last(Progress)
+        assert isinstance(last, Progress)
+        assert (last.failed[0].parent_id, last.failed[0].reason) == ("p0", FailureReason.CORRUPT)
+        assert peer.network.parents == []
+        peer.tasks.told(following(Parent("p1", "other:1", (0, 1)), known=(known,)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        peer.network.announce("other:1", Span(0, 1))
+        assert (await reading)[0] == CONTENT[:5]
+
+
+async def test_the_scheduler_hears_of_a_parent_that_is_lost(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        reading = asyncio.ensure_future(whole(peer))
+        await peer.schedulers.heard.wait()
+        peer.tasks.told(following(Parent("p0", "even:1", (0, 1))))
+        await peer.network.followed.wait()
+        peer.network.lost["even:1"].set_result(ParentUnreachableError("gone"))
+        await until(peer, lambda: peer.schedulers.last(Lagging))
+        assert peer.schedulers.last(Lagging) == Lagging(VERSION.id, (0, 1))
+        peer.tasks.assigned(Assignment(VERSION, (Part(Span(0, 5), "p2", "127.0.0.1:2", DIGESTS),)))
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reading
+
+
+async def test_whom_to_follow_without_a_download_is_nobodys_business(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        peer.tasks.told(following(Parent("p0", "even:1", (0, 1))))
+        await asyncio.sleep(0)
+        assert peer.network.announced == {}
