@@ -48,6 +48,9 @@ def main(
     ] = None,
     zones: Annotated[int, typer.Option(min=1, help="Hosts are spread over so many zones.")] = 1,
     zone_rate: Annotated[str, typer.Option(help="From each zone to each other.")] = "1gbit",
+    stripes: Annotated[
+        int, typer.Option(min=0, help="Along so many trees pieces spread; 0: the scheduler assigns each.")
+    ] = 4,
     sharing: Annotated[
         Sharing, typer.Option(help="How flows share a link; evenly wastes some and is faster to compute.")
     ] = Sharing.FAIR,
@@ -81,6 +84,7 @@ def main(
             restart_at=None if restart is None else parse_duration(restart),
             zones=zones,
             zone_rate=parse_rate(zone_rate),
+            stripes=stripes,
             sharing=sharing,
             cost=CostModel().scaled(scheduler_cost),
             seed=seed,

@@ -22,7 +22,7 @@ from p2p.control import (
     Progress,
     SchedulerMessage,
 )
-from p2p.pieces import Bitmap, Span
+from p2p.pieces import Bitmap
 from peer.core.download import DownloadCore
 from peer.core.messages import (
     AbortTransfer,
@@ -223,7 +223,7 @@ class SimulatedHost:
         self.followers[watching] = None
         held = watching.pieces(self.core.landed.size) & self.core.landed
         if held:
-            self._announce(watching, held.spans())
+            self._announce(watching, ParentHas(self.id, held.spans()))
 
     def unfollow(self, watching: Watching) -> None:
         """Notice that a child wants to hear no more."""
@@ -231,14 +231,19 @@ class SimulatedHost:
 
     def announce(self, index: int) -> None:
         """Tell the followers of a piece's stripe that it has landed."""
+        heard: ParentHas | None = None
         for watching in self.followers:
             if index % watching.of in watching.stripes:
-                self._announce(watching, self._swarm.alone[index])
+                if heard is None:
+                    heard = ParentHas(self.id, self._swarm.alone[index])
+                self._announce(watching, heard)
 
-    def _announce(self, watching: Watching, spans: tuple[Span, ...]) -> None:
-        at = max(watching.through, self._clock.now + self._delay())
+    def _announce(self, watching: Watching, heard: ParentHas) -> None:
+        at = self._clock.now + self._delay()
+        if at < watching.through:
+            at = watching.through
         watching.through = at
-        self._clock.at(at, watching.child.hear_parent, watching, spans)
+        self._clock.at(at, watching.child.hear_parent, watching, heard)
 
     def _delay(self) -> float:
         """Return half a round trip with its jitter, in seconds."""
@@ -275,10 +280,10 @@ class SimulatedHost:
             refusals[reason.name.lower()] = refusals.get(reason.name.lower(), 0) + 1
         self._dispatch(TransferEnded(transfer.command.transfer, reason, reason.name if reason else ""))
 
-    def hear_parent(self, watching: Watching, spans: tuple[Span, ...]) -> None:
+    def hear_parent(self, watching: Watching, heard: ParentHas) -> None:
         """Take what a followed parent announces."""
         if self.alive and not watching.over:
-            self._dispatch(ParentHas(watching.parent.id, spans))
+            self._dispatch(heard)
 
     def lose_parent(self, watching: Watching, reason: FailureReason) -> None:
         """Notice that a followed parent announces nothing any more."""
@@ -323,10 +328,10 @@ class SimulatedHost:
     def _apply(self, event: Event) -> None:
         for command in self.core.apply(event, now=self._clock.now):
             self._carry_out(command)
-        if self._swarm.checking:
-            self.core.check_invariants()
 
     def _settle(self) -> None:
+        if self._swarm.checking:
+            self.core.check_invariants()
         deadline = self.core.next_deadline()
         if deadline is not None and (self._timer_at is None or deadline < self._timer_at):
             self._timer_at = deadline

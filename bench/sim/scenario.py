@@ -92,6 +92,8 @@ class Scenario:
     zone_rate: float = 1.25e8
     """From each zone to each other."""
     sharing: Sharing = Sharing.FAIR
+    stripes: int = 4
+    """Along so many trees the scheduler lets pieces spread; 0 has it assign all of them part by part."""
     cost: CostModel = field(default_factory=CostModel)
     seed: int = 1
     """Of all randomness."""

@@ -1,7 +1,7 @@
 """The simulated scheduler: the core that ships, behind messages that take their time, and busy for a modelled while.
 
 As the real driver does, it takes all events that are there, lets the core hand out what they made assignable, and
-only then looks at its inbox again. What it says leaves when the modelled cost of the batch is over.
+only then looks at its inbox again. It hears all messages of a batch before it says the first, and each takes its time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from scheduler.core.messages import (
     Tick,
     event_of,
 )
+from scheduler.core.model import Limits
 from scheduler.core.state import SchedulerCore
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class SimulatedScheduler:
         self._swarm = swarm
         self._clock = swarm.clock
         self._cost = swarm.scenario.cost
-        self._core = SchedulerCore(random=Random(swarm.random.random()))  # noqa: S311  # breaks ties, keeps no secret
+        random = Random(swarm.random.random())  # noqa: S311  # breaks ties, keeps no secret
+        self._core = SchedulerCore(random=random, limits=Limits(stripes=swarm.scenario.stripes))
         self._inbox: list[Event] = []
         self._busy = False
         self._alarm: float | None = None
@@ -100,9 +102,16 @@ class SimulatedScheduler:
             self._core.check_invariants()
         self._batches += 1
         self._busy = True
-        spent = sum(map(self._hearing_seconds, events)) + sum(map(self._saying_seconds, commands))
+        spent = sum(map(self._hearing_seconds, events))
+        for command in commands:
+            seconds = self._saying_seconds(command)
+            spent += seconds
+            if seconds:
+                self._clock.after(spent, self._obey, command)
+            else:
+                self._obey(command)
         self._swarm.record.modelled_seconds += spent
-        self._clock.after(spent, self._say, commands)
+        self._clock.after(spent, self._go_on)
 
     def _hearing_seconds(self, event: Event) -> float:
         if not isinstance(event, Progressed):
@@ -120,14 +129,13 @@ class SimulatedScheduler:
             case _:
                 return 0.0
 
-    def _say(self, commands: list[Command]) -> None:
-        if self._dead:
-            return
-        for command in commands:
-            self._obey(command)
-        self._work()
+    def _go_on(self) -> None:
+        if not self._dead:
+            self._work()
 
     def _obey(self, command: Command) -> None:
+        if self._dead:
+            return
         swarm = self._swarm
         match command:
             case Send(host_id, message):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from bench.sim.record import Record
-from bench.sim.scenario import Arrivals, CostModel, Scenario
+from bench.sim.report import Run
+from bench.sim.scenario import Arrivals, CostModel, Scenario, Sharing
 from bench.sim.swarm import SimulatedSwarm, SimulationError
 from p2p.pieces import MIB
 
@@ -33,9 +34,29 @@ def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
 def test_a_node_alone_takes_as_long_as_its_link_and_the_way_to_it() -> None:
     scenario = changed(nodes=1, warm=True, arrival_seconds=0.0, size=1024 * MIB, jitter=0.0)
     _, record = run(scenario)
-    # The question goes to the scheduler and the answer comes back, then one to the seed, and the last piece lands.
-    latencies = 2 * scenario.rtt + scenario.landing_seconds
-    assert record.completed[1] == pytest.approx(scenario.single_node_seconds + latencies, rel=0.01)
+    # The question goes to the scheduler and the answer comes back, then one to the seed, which tells what it holds. One
+    # piece at a time comes from a parent: between two of them are the landing of one and the request for the other.
+    pause = scenario.rtt + scenario.landing_seconds
+    seconds = scenario.single_node_seconds + 2 * scenario.rtt + scenario.layout.count * pause
+    assert record.completed[1] == pytest.approx(seconds, rel=0.001)
+
+
+def test_sixteen_nodes_take_little_longer_than_one_and_the_seed_sends_little_more_than_a_copy() -> None:
+    scenario = Scenario(nodes=16, size=10 * 1024 * MIB)
+    record = SimulatedSwarm(scenario).run()
+    run_ = Run("damselfly", scenario, record, 0.0)
+    assert run_.seconds[-1] <= 1.10 * scenario.single_node_seconds
+    assert record.seed_bytes <= 1.05 * scenario.size
+    assert record.origin_pieces == dict.fromkeys(range(scenario.layout.count), 1)
+    assert record.messages_up + record.messages_down <= 0.1 * record.landed_pieces
+
+
+def test_without_trees_the_scheduler_assigns_every_piece() -> None:
+    scenario = changed(nodes=16, stripes=0)
+    _, record = run(scenario)
+    assert len(record.completed) == scenario.nodes
+    assert record.origin_pieces == dict.fromkeys(range(scenario.layout.count), 1)
+    assert record.messages_up + record.messages_down > record.landed_pieces
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -73,6 +94,8 @@ def test_every_pattern_of_arrivals_ends(arrivals: Arrivals) -> None:
         {"origin_connection_rate": 1e7},
         {"cost": CostModel().scaled(0.0)},
         {"upload_slots": 2},
+        {"sharing": Sharing.EVEN},
+        {"nodes": 24, "stragglers": 0.1, "churn": 3.0},
     ],
     ids=lambda faults: "-".join(faults),
 )
