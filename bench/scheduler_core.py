@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from bench.synthetic import Member, Scene, pieces_of, quantile
-from p2p.control import Assignment
+from p2p.control import Assignment, Following
 from scheduler.core.messages import (
     Announced,
     Command,
@@ -138,6 +138,11 @@ class _Swarm:
                     self.assignments += 1
                     member = self._members[host_id]
                     member.assigned(assignment, self._now)
+                    self._wake(member)
+                case Send(host_id, Following() as following):
+                    self.assignments += 1
+                    member = self._members[host_id]
+                    member.followed(following, self._now)
                     self._wake(member)
         if found:
             self._apply(found)

@@ -16,7 +16,7 @@ import grpc
 import uvloop
 
 from bench.synthetic import Member, Scene, pieces_of, quantile
-from p2p.control import Allowance, Assignment, OriginLoad, OriginUse, PeerMessage
+from p2p.control import Allowance, Assignment, Following, OriginLoad, OriginUse, PeerMessage
 from p2p.rpc.channel import open_channel
 from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
 from p2p.tasks import TaskScope
@@ -115,8 +115,11 @@ class _Load:
             told = scheduler_message_from_proto(message)
             if isinstance(told, Allowance):
                 session.answered.set()
-            if isinstance(told, Assignment):
-                member.assigned(told, now)
+            if isinstance(told, Assignment | Following):
+                if isinstance(told, Assignment):
+                    member.assigned(told, now)
+                else:
+                    member.followed(told, now)
                 wake.set()
                 self._assignments += self._counting
                 if self._reported_at is not None:

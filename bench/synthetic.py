@@ -1,7 +1,8 @@
 """Hosts that say to a scheduler what real peers say, without moving a byte.
 
 What a host is assigned lands at the rate of its link: so many transfers at once share it, a piece of each in turn
-(`peer.core.transfers`), and reports wait for company and name spans (`peer.download.driver`). Time is an argument.
+(`peer.core.transfers`), and reports wait for company and name spans (`peer.download.reports`). What followed parents
+bring is taken to be there as fast as the link carries it. Time is an argument.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from p2p.control import ORIGIN, Assignment, Hello, Holding, Holdings, Landed, Progress, Source, Want
+from p2p.control import ORIGIN, Assignment, Following, Hello, Holding, Holdings, Landed, Progress, Source, Want
+from p2p.digests import piece_digest
 from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import ValidatorKind, Version
 from peer.core.transfers import PARENT_TRANSFERS
-from peer.download.reports import REPORT_SECONDS
+from peer.download.reports import LAZY_REPORT_SECONDS, REPORT_SECONDS
 from peer.link import HOLDINGS_PER_MESSAGE
 
 _UPLOAD_SLOTS = 16
@@ -90,6 +92,7 @@ class _Transfer:
     parent_id: str
     piece_bytes: int
     left: deque[int]
+    followed: bool = False
 
 
 @dataclass(slots=True)
@@ -109,7 +112,9 @@ class Member:
     _waiting: deque[_Transfer] = field(default_factory=deque)
     _under_way: deque[_Transfer] = field(default_factory=deque)
     _free_at: float = 0.0
-    _reports: dict[str, _Report] = field(default_factory=dict)
+    _reports: dict[tuple[str, bool], _Report] = field(default_factory=dict)
+    """By version, and whether those are pieces that followed parents announced."""
+    _following: set[str] = field(default_factory=set)
 
     def assigned(self, assignment: Assignment, now: float) -> None:
         """Begin what a scheduler assigned, at `now` (seconds)."""
@@ -119,6 +124,18 @@ class Member:
             self._free_at = max(self._free_at, now)
         for part in assignment.parts:
             self._waiting.append(_Transfer(version_id, part.parent_id, layout.piece_length, deque(part.span)))
+        self._fill()
+
+    def followed(self, following: Following, now: float) -> None:
+        """Begin what followed parents bring: everything, in order; whom it follows makes no difference here."""
+        version, layout = following.version, PieceLayout.of(following.version.length)
+        if not following.parents or version.id in self._following:
+            return
+        self._following.add(version.id)
+        if not self._under_way:
+            self._free_at = max(self._free_at, now)
+        pieces = deque(range(layout.count))
+        self._waiting.append(_Transfer(version.id, following.parents[0].parent_id, layout.piece_length, pieces, True))
         self._fill()
 
     def next_at(self) -> float | None:
@@ -132,14 +149,15 @@ class Member:
         """Land what has arrived by `now` and yield the reports that are due."""
         while self._under_way and (at := self._lands_at()) <= now:
             transfer = self._under_way.popleft()
-            report = self._reports.setdefault(transfer.version_id, _Report(at + REPORT_SECONDS))
+            wait = LAZY_REPORT_SECONDS if transfer.followed else REPORT_SECONDS
+            report = self._reports.setdefault((transfer.version_id, transfer.followed), _Report(at + wait))
             report.landed.setdefault(transfer.parent_id, []).append(transfer.left.popleft())
             self._free_at = at
             if transfer.left:
                 self._under_way.append(transfer)
             self._fill()
-        for version_id in [version_id for version_id, report in self._reports.items() if report.due <= now]:
-            yield Progress(version_id, tuple(_landed(self._reports.pop(version_id))))
+        for version_id, followed in [key for key, report in self._reports.items() if report.due <= now]:
+            yield Progress(version_id, tuple(_landed(self._reports.pop((version_id, followed)), followed)))
 
     def _lands_at(self) -> float:
         return self._free_at + self._under_way[0].piece_bytes / self.link_bytes_per_second
@@ -165,11 +183,14 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
-def _landed(report: _Report) -> Iterator[Landed]:
+def _landed(report: _Report, followed: bool) -> Iterator[Landed]:
     for parent_id, indices in sorted(report.landed.items()):
         for span in spans_of(sorted(indices)):
-            digests = tuple(map(digest_of, span)) if parent_id == ORIGIN else ()
-            yield Landed(span, parent_id, digests)
+            digests = tuple(map(digest_of, span)) if followed or parent_id == ORIGIN else ()
+            if followed:
+                yield Landed(span, parent_id, (), piece_digest(b"".join(digests)))
+            else:
+                yield Landed(span, parent_id, digests)
 
 
 def _hello(name: str, number: int, *, seed: bool) -> Hello:
