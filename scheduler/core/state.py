@@ -267,12 +267,14 @@ class SchedulerCore:
         queue = deque(turn)
         while queue:
             child = swarm.peers[queue.popleft()]
-            part = assign.peer_part(swarm, child, limits=limits, random=self._random, now=now) if swarm.open else None
+            part = None
+            if swarm.open and swarm.offered():
+                part = assign.peer_part(swarm, child, limits=limits, random=self._random, now=now)
             if part is not None:
                 started.append(self._start(swarm, part, now))
                 queue.append(child.host.id)
             elif assign.has_room(child, limits):
-                carried = not child.missing - swarm.promised(child)
+                carried = child.follows and not child.missing - swarm.promised(child)
                 (swarm.carried if carried else swarm.hungry)[child.host.id] = None
         return following + _assignments(swarm, started)
 

@@ -142,6 +142,7 @@ class Trees:
             if stripe != first or not self._displace(member, stripe):
                 self._place(member, stripe)
         self._fill(member)
+        self._ease_root(member)
         return member
 
     def serve(self, host_id: str, zone: str, slots: int) -> Member:
@@ -448,6 +449,20 @@ class Trees:
                 for child in sorted(host.children[stripe], key=lambda child: len(child.children[stripe])):
                     if host in self.crowded and not child.slow:
                         self._take(member, child, stripe)
+
+    def _ease_root(self, member: Member) -> None:
+        """Let a host near the seeds stand between them and others of far zones, who came before any such host."""
+        if not self._near_root(member.zone) or member.slow or not member.slots:
+            return
+        for stripe in range(self.stripes):
+            for child in tuple(self.root.children[stripe]):
+                if (
+                    not self._near_root(child.zone)
+                    and child.have <= _DISPLACED_AT_ROOT
+                    and self.depth(member, stripe, below=child) != NOWHERE
+                    and self._able(member, child, stripe)
+                ):
+                    self._attach(child, stripe, member)
 
     def _take(self, member: Member, child: Member, stripe: int) -> None:
         if (

@@ -25,6 +25,7 @@ def check(trees: Trees) -> None:
                 assert trees.members.get(child.host_id) is child, "a child that is gone"
             parent = member.parents[stripe]
             needed = bool(member.needs >> stripe & 1)
+            assert bool(member.follows >> stripe & 1) == (parent is not None)
             if parent is not None:
                 assert needed, "a parent for nothing"
                 assert member in parent.children[stripe], "a parent knows nothing of its child"
@@ -152,6 +153,15 @@ def test_each_stripe_enters_a_zone_once() -> None:
                 if member.zone == zone and (parent := member.parents[stripe]) is not None and parent.zone != zone
             ]
             assert len(entries) == 1
+
+
+def test_who_comes_from_afar_first_leaves_the_seed_to_those_who_are_near() -> None:
+    trees = Trees(STRIPES, lambda *_: True)
+    trees.reseat(1, frozenset(["here"]))
+    for name, zone in (("far", "there"), ("near", "here"), ("near2", "here")):
+        trees.want(name, zone, 16, 15)
+    check(trees)
+    assert [child.zone for kids in trees.root.children for child in kids] == ["here"] * STRIPES
 
 
 @pytest.mark.parametrize("seed", range(5))
