@@ -39,7 +39,7 @@ class Limits:
     who hold it are about to say so."""
     slowest: int = 4 * 1024 * 1024
     """Bytes per second below which a piece counts as stalled."""
-    stripes: int = 0
+    stripes: int = 4
     """Along so many trees the pieces of a version spread from its seeds; 0: none, all is assigned part by part."""
 
 

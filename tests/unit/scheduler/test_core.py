@@ -515,7 +515,7 @@ def test_views_count_pieces() -> None:
 
 
 def test_a_restarted_scheduler_waits_for_the_holders_before_it_asks_the_origin_again() -> None:
-    fleet = Fleet(limits=Limits(settle=2.0))
+    fleet = Fleet(limits=Limits(settle=2.0, stripes=0))
     known(fleet)
     fleet.join("seed", seed=True)
     fleet.join("a")

@@ -12,6 +12,7 @@ from p2p.control import Assignment, Hello, Holdings, Landed, Progress, Unwant, W
 from p2p.pieces import Span
 from p2p.tasks import TaskScope
 from scheduler import driver as driver_module
+from scheduler.core.model import Limits
 from scheduler.core.state import SchedulerCore
 from scheduler.driver import Driver, Ending, HostSession
 from scheduler.journal import Journal
@@ -24,7 +25,9 @@ DEADLINE = 10.0
 @pytest.fixture
 async def driver() -> AsyncIterator[Driver]:
     journal = await Journal.open(None)
-    driver = Driver(SchedulerCore(random=Random(0)), journal, clock=asyncio.get_running_loop().time)
+    driver = Driver(
+        SchedulerCore(random=Random(0), limits=Limits(stripes=0)), journal, clock=asyncio.get_running_loop().time
+    )
     async with TaskScope() as scope:
         scope.spawn(driver.run(), name="driver")
         yield driver
@@ -92,7 +95,9 @@ async def test_a_host_that_comes_back_replaces_its_session(driver: Driver) -> No
 async def test_a_departure_does_not_wait_for_room_in_the_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_module, "INBOX_EVENTS", 3)
     journal = await Journal.open(None)
-    driver = Driver(SchedulerCore(random=Random(0)), journal, clock=asyncio.get_running_loop().time)
+    driver = Driver(
+        SchedulerCore(random=Random(0), limits=Limits(stripes=0)), journal, clock=asyncio.get_running_loop().time
+    )
     brief = await driver.join(Hello("brief", "h:1"))
     await driver.hear(brief, want("brief"))
     back = await driver.join(Hello("back", "b:1"))
@@ -111,7 +116,9 @@ async def test_a_departure_does_not_wait_for_room_in_the_inbox(monkeypatch: pyte
 async def test_a_host_that_is_gone_before_there_is_room_for_it_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_module, "INBOX_EVENTS", 1)
     journal = await Journal.open(None)
-    driver = Driver(SchedulerCore(random=Random(0)), journal, clock=asyncio.get_running_loop().time)
+    driver = Driver(
+        SchedulerCore(random=Random(0), limits=Limits(stripes=0)), journal, clock=asyncio.get_running_loop().time
+    )
     await driver.join(Hello("first", "f:1"))
     async with TaskScope() as scope:
         joining = scope.spawn(driver.join(Hello("hasty", "h:1")), name="joining")
@@ -155,7 +162,7 @@ async def test_a_deadline_is_kept_without_any_event() -> None:
         now += 30.0
         return now
 
-    driver = Driver(SchedulerCore(random=Random(0)), journal, clock=clock)
+    driver = Driver(SchedulerCore(random=Random(0), limits=Limits(stripes=0)), journal, clock=clock)
     async with TaskScope() as scope:
         scope.spawn(driver.run(), name="driver")
         await driver.join(Hello("seed", "seed:1", seed=True))

@@ -23,6 +23,7 @@ from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
 from p2p.tasks import TaskScope
 from p2p.v1 import scheduler_pb2 as pb
 from p2p.v1.scheduler_pb2_grpc import SchedulerStub, add_SchedulerServicer_to_server
+from scheduler.core.model import Limits
 from scheduler.core.state import SchedulerCore
 from scheduler.driver import Driver
 from scheduler.http import application
@@ -49,7 +50,9 @@ class Running:
 @asynccontextmanager
 async def running(secret: ClusterSecret | None = None, heartbeat: Heartbeat | None = None) -> AsyncIterator[Running]:
     journal = await Journal.open(None)
-    driver = Driver(SchedulerCore(random=Random(0)), journal, clock=asyncio.get_running_loop().time)
+    driver = Driver(
+        SchedulerCore(random=Random(0), limits=Limits(stripes=0)), journal, clock=asyncio.get_running_loop().time
+    )
     server = open_server(secret)
     add_SchedulerServicer_to_server(Service(driver, secret, heartbeat), server)
     port = server.add_insecure_port("127.0.0.1:0")
