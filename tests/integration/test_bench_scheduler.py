@@ -7,7 +7,7 @@ from bench.scheduler_core import load_core
 from bench.synthetic import Member, Scene, pieces_of
 from p2p.control import Assignment, Hello, Part
 from p2p.pieces import GIB, MIB, Span
-from peer.download.driver import REPORT_SECONDS
+from peer.download.reports import REPORT_SECONDS
 from tests.support.commands import run
 
 
