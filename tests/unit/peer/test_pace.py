@@ -43,6 +43,21 @@ def test_connections_grow_while_the_rate_grows_with_them() -> None:
     assert pace.limit == pace.highest
 
 
+def test_pieces_that_come_in_bursts_over_a_thin_link_are_no_growth() -> None:
+    pace = OriginPace()
+    now = 0.0
+    pace.began(now)
+    seen = []
+    for _ in range(60):
+        burst = pace.limit
+        now += burst * PIECE / 25e6
+        for number in range(burst):
+            pace.landed(PIECE, now + number * 0.001)
+        seen.append(pace.limit)
+    assert seen.count(pace.lowest) > 45
+    assert max(seen) <= 2 * pace.lowest
+
+
 def test_connections_that_bring_nothing_are_given_up() -> None:
     pace = OriginPace()
     clock = Clock(pace, per_connection=500e6, in_all=500e6)
