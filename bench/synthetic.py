@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from random import Random
 
 from p2p.control import ORIGIN, Assignment, Following, Hello, Holding, Holdings, Landed, Progress, Source, Want
 from p2p.digests import piece_digest
@@ -23,6 +24,9 @@ from peer.link import HOLDINGS_PER_MESSAGE
 
 _UPLOAD_SLOTS = 16
 _RUN_PIECES = 16
+
+_ARRIVAL_SECONDS = 0.5
+"""Hosts come to an object within this time of each other, as a job's do, so their lazy reports are not in step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ class Scene:
         hellos = [_hello(name, number, seed=False) for number, name in enumerate(names, 1)]
         if not self.primed:
             hellos.insert(0, _hello("seed", 0, seed=True))
-        return [Member(hello, self.link_bytes_per_second) for hello in hellos]
+        random = Random(0)  # noqa: S311  # the same arrivals in every run
+        return [Member(hello, self.link_bytes_per_second, random.uniform(0, _ARRIVAL_SECONDS)) for hello in hellos]
 
     def holdings(self, number: int) -> Iterator[Holdings]:
         """Yield what the host of that number announces when it joins, in messages as real peers make them."""
@@ -109,6 +114,8 @@ class Member:
 
     hello: Hello
     link_bytes_per_second: float
+    late_seconds: float
+    """How long it takes from its being told whom to follow until they have anything for it."""
     _waiting: deque[_Transfer] = field(default_factory=deque)
     _under_way: deque[_Transfer] = field(default_factory=deque)
     _free_at: float = 0.0
@@ -133,7 +140,7 @@ class Member:
             return
         self._following.add(version.id)
         if not self._under_way:
-            self._free_at = max(self._free_at, now)
+            self._free_at = max(self._free_at, now + self.late_seconds)
         pieces = deque(range(layout.count))
         self._waiting.append(_Transfer(version.id, following.parents[0].parent_id, layout.piece_length, pieces, True))
         self._fill()

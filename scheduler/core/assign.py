@@ -1,7 +1,17 @@
 """Which part is assigned next: the seam behind which better plans belong.
 
-Both functions look at one swarm and change nothing. They return one part at a time; the caller notes it as in flight
+All functions look at one swarm and change nothing. They return one part at a time; the caller notes it as in flight
 and asks again, so that every choice sees the slots, windows and rarities that the earlier ones left.
+
+The objective: no slot idles while somebody with room lacks what its host has (`invariants` checks that), and no task
+waits for another's bytes. A host with room looks around once, and is *hungry* if it finds nothing. From then on free
+slots come to it: a slot that becomes free goes to the tasks of its host in turn, one part each, and in a task to the
+hungry in turn. So a task waits for at most one part of every other task of that host, however large they are.
+
+What that costs, for a report that frees k slots of hosts with t tasks each: k looks at t tasks, of which those without
+anybody hungry, or where nobody lacks what the host has, cost a comparison, and k walks along the hungry of one task.
+Who is open is kept once for all tasks; a task gathers what its open peers offer when a host looks around, and again
+only after other hosts became open. So where all slots are taken, which is where many wait, nobody is looked at.
 
 Pieces that somebody can give go to children by windowed rarest first: among the first obtainable pieces that a child
 lacks, the one fewest hosts hold or are receiving, ties broken at random (in order where a single host wants anything:
@@ -52,9 +62,7 @@ def peer_part(swarm: Swarm, child: Peer, *, limits: Limits, random: Random, now:
     """
     if not has_room(child, limits) or child.avoids(child.host.id, now):
         return None
-    lacking = (child.missing & swarm.tradeable) - child.flying
-    if lacking and child.follows:
-        lacking = lacking - swarm.promised(child)
+    lacking = swarm.lacking(child)
     if not lacking:
         return None
     lacking &= swarm.offered()
@@ -62,21 +70,44 @@ def peer_part(swarm: Swarm, child: Peer, *, limits: Limits, random: Random, now:
         lacking &= _offered_to(swarm, child, now)
     if not lacking:
         return None
-    window = islice(lacking, limits.candidates)
-    if len(swarm.wanting) == 1:
-        first = min(window, key=lambda index: (swarm.rarity(index), index))
-    else:
-        first = min(window, key=lambda index: (swarm.rarity(index), random.random()))
+    first = _rarest(swarm, lacking, limits, random)
     parent = min(_parents(swarm, child, first, random, now), key=lambda parent: (_load(parent.host), random.random()))
+    return Choice(child.host.id, parent.host.id, _part(swarm, first, lacking & parent.sound, limits))
+
+
+def part_from(swarm: Swarm, parent: Peer, *, limits: Limits, random: Random, now: float) -> Choice | None:
+    """Return what one of those who found nothing before should fetch from a host that has a free slot again, if any.
+
+    They take turns. Costs a look at one set of pieces where nobody lacks what the parent has, and else one at each of
+    the hungry up to the first who does.
+    """
+    if not parent.sound & swarm.craved:
+        return None
+    for host_id in swarm.hungry:
+        child = swarm.peers[host_id]
+        if not has_room(child, limits) or child.avoids(child.host.id, now) or child.avoids(parent.host.id, now):
+            continue
+        pieces = swarm.lacking(child) & parent.sound
+        if pieces:
+            first = _rarest(swarm, pieces, limits, random)
+            return Choice(child.host.id, parent.host.id, _part(swarm, first, pieces, limits))
+    return None
+
+
+def _rarest(swarm: Swarm, pieces: Bitmap, limits: Limits, random: Random) -> int:
+    """Return the rarest of the first pieces."""
+    window = islice(pieces, limits.candidates)
+    if len(swarm.wanting) == 1:
+        return min(window, key=lambda index: (swarm.rarity(index), index))
+    return min(window, key=lambda index: (swarm.rarity(index), random.random()))
+
+
+def _part(swarm: Swarm, first: int, pieces: Bitmap, limits: Limits) -> Span:
+    """Return the part that begins with the piece `first`, of pieces that are no less rare."""
     stop = first + 1
-    while (
-        stop - first < limits.part_pieces
-        and stop in lacking
-        and stop in parent.sound
-        and swarm.rarity(stop) <= swarm.rarity(first)
-    ):
+    while stop - first < limits.part_pieces and stop in pieces and swarm.rarity(stop) <= swarm.rarity(first):
         stop += 1
-    return Choice(child.host.id, parent.host.id, Span(first, stop))
+    return Span(first, stop)
 
 
 def has_room(child: Peer, limits: Limits) -> bool:
@@ -87,7 +118,7 @@ def has_room(child: Peer, limits: Limits) -> bool:
 def _offered_to(swarm: Swarm, child: Peer, now: float) -> Bitmap:
     """Return the pieces of the open parents that the child does not avoid."""
     offered = Bitmap(swarm.size)
-    for peer in swarm.open.values():
+    for peer in swarm.open():
         if not child.avoids(peer.host.id, now):
             offered.update(peer.sound)
     return offered
@@ -95,7 +126,7 @@ def _offered_to(swarm: Swarm, child: Peer, now: float) -> Bitmap:
 
 def _parents(swarm: Swarm, child: Peer, index: int, random: Random, now: float) -> list[Peer]:
     """Return peers that could give the piece to the child now: all, or in a large swarm those of a random run."""
-    able = list(swarm.open.values())
+    able = swarm.open()
     start = random.randrange(len(able)) if len(able) > _COMPARED else 0
     found: list[Peer] = []
     for at in (*range(start, len(able)), *range(start)) if start else range(len(able)):
@@ -160,7 +191,7 @@ class _Fetcher:
 
 def _own_pieces(size: int, fetchers: Sequence[_Fetcher], limits: Limits) -> list[Bitmap]:
     """Share out what may be fetched: equally much to each, in runs of a part, and to others what its owner cannot."""
-    rota = [Bitmap(size, runs) for runs in _rota(size, len(fetchers), limits.part_pieces)]
+    rota = _rota(size, len(fetchers), limits.part_pieces)
     own = [fetcher.pieces & turn for fetcher, turn in zip(fetchers, rota, strict=True)]
     taken = Bitmap(size)
     for pieces in own:
@@ -173,10 +204,10 @@ def _own_pieces(size: int, fetchers: Sequence[_Fetcher], limits: Limits) -> list
 
 
 @lru_cache(maxsize=64)
-def _rota(size: int, count: int, length: int) -> tuple[tuple[Span, ...], ...]:
-    """Return for each of `count` hosts every so many-th run of `length` pieces."""
+def _rota(size: int, count: int, length: int) -> tuple[Bitmap, ...]:
+    """Return for each of `count` hosts every so many-th run of `length` pieces; not to be changed."""
     starts = [range(turn * length, size, count * length) for turn in range(count)]
-    return tuple(tuple(Span(start, min(start + length, size)) for start in mine) for mine in starts)
+    return tuple(Bitmap(size, (Span(start, min(start + length, size)) for start in mine)) for mine in starts)
 
 
 def _left_by_slower(size: int, fetcher: _Fetcher, fetchers: Sequence[_Fetcher], own: Sequence[Bitmap]) -> Bitmap:

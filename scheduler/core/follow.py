@@ -18,11 +18,12 @@ from statistics import median
 
 from p2p.control import Following, KnownDigests, Parent
 from p2p.pieces import Bitmap
+from scheduler.core.member import Member
 from scheduler.core.messages import Command, Send
 from scheduler.core.model import Host, Peer
 from scheduler.core.swarm import Swarm, stripes_of
 from scheduler.core.swarms import State
-from scheduler.core.trees import Member, Trees
+from scheduler.core.trees import Trees
 
 ZONE_LABEL = "zone"
 """The label of a Hello that says in which zone a host is; links within a zone are taken to be the better ones."""
@@ -228,7 +229,8 @@ def _tell(state: State, swarm: Swarm, grove: Grove, member: Member) -> list[Comm
         for host_id in ids:
             stripes_from.setdefault(host_id, []).append(stripe)
     parents = tuple(
-        Parent(host_id, state.hosts[host_id].hello.address, tuple(stripes)) for host_id, stripes in stripes_from.items()
+        Parent(host_id, state.hosts[host_id].hello.address, tuple(stripes), host_id in state.seeds)
+        for host_id, stripes in stripes_from.items()
     )
     return [Send(peer.host.id, Following(swarm.version, grove.trees.stripes, parents, known, peer.cold))]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from random import Random
 
 from scheduler.core import assign, integrity
+from scheduler.core.member import NOWHERE
 from scheduler.core.model import Flight, Peer
 from scheduler.core.swarm import Swarm
 from scheduler.core.swarms import State
-from scheduler.core.trees import NOWHERE
 
 
 def check(state: State, *, now: float) -> None:
@@ -35,9 +35,11 @@ def _check_slots(state: State) -> None:
                 if flight.parent is not None:
                     assert state.hosts.get(flight.parent_id) is flight.parent, "a parent is gone, its flight is not"
                     uploading[flight.parent_id].add(flight)
+    assert set(state.open.hosts) <= set(state.hosts), "a host that is gone has free slots"
     for host_id, host in state.hosts.items():
         assert uploading[host_id] == set(host.uploading), f"the slots of {host_id} are miscounted"
         assert len(host.uploading) <= host.hello.upload_slots, f"the slots of {host_id} are oversubscribed"
+        assert (state.open.hosts.get(host_id) is host) == (not host.saturated), f"{host_id} is open, or is not"
         for version_id in host.versions:
             assert host_id in state.swarms[version_id].peers, f"{host_id} is thought to have a peer it has not"
 
@@ -59,8 +61,10 @@ def _check_tallies(swarm: Swarm) -> None:
         wanted = any(index in peer.missing for peer in peers)
         queued = wanted and not tradeable and not fetchers
         assert (index in swarm.unassigned()) == queued, f"piece {index} is lost or queued in vain"
-    assert set(swarm.open) == {host_id for host_id, peer in swarm.peers.items() if not peer.host.saturated}
-    assert not any(peer.sound - swarm.offered() for peer in swarm.open.values()), "an open parent's piece is overlooked"
+    able = {host_id for host_id, peer in swarm.peers.items() if not peer.host.saturated}
+    assert {peer.host.id for peer in swarm.open()} == able, "an open parent is overlooked"
+    assert len(swarm.open()) == len(able), "an open parent is counted twice"
+    assert not any(peer.sound - swarm.offered() for peer in swarm.open()), "an open parent's piece is overlooked"
     assert set(swarm.wanting) == {host_id for host_id, peer in swarm.peers.items() if peer.missing}
 
 
@@ -148,6 +152,8 @@ def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:
     if peer.missing and assign.has_room(peer, state.limits):
         waiting = any(peer.host.id in hosts for hosts in (swarm.pending, swarm.hungry, swarm.carried))
         assert waiting, "a host with room would never be considered again"
+    if peer.host.id in swarm.hungry and peer.host.id not in swarm.pending:
+        assert not swarm.lacking(peer) - swarm.craved, "no freed slot would be offered for what a host lacks"
 
 
 def _timer_due(state: State, now: float) -> bool:

@@ -73,7 +73,7 @@ class Host:
     uploading: dict[Flight, None] = field(default_factory=dict)
     """What it is sending: one upload slot each."""
     versions: dict[str, None] = field(default_factory=dict)
-    """The versions of which it has a peer."""
+    """The versions of which it has a peer; those to which it gave a freed slot last come last."""
 
     @property
     def id(self) -> str:
@@ -84,6 +84,29 @@ class Host:
     def saturated(self) -> bool:
         """Whether every upload slot is taken."""
         return len(self.uploading) >= self.hello.upload_slots
+
+
+class OpenHosts:
+    """The hosts with a free upload slot, and how often it has been others than before."""
+
+    __slots__ = ("changes", "hosts")
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, Host] = {}
+        self.changes = 0
+
+    def look(self, host: Host) -> None:
+        """Note whether a host that is there has a free slot."""
+        if host.saturated:
+            self.gone(host.id)
+        elif self.hosts.get(host.id) is not host:
+            self.hosts[host.id] = host
+            self.changes += 1
+
+    def gone(self, host_id: str) -> None:
+        """Note that a host has no free slot any more, or has left."""
+        if self.hosts.pop(host_id, None) is not None:
+            self.changes += 1
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ reports costs one pass: while there is something to hand out, `next_deadline` sa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -231,23 +231,41 @@ class SchedulerCore:
         return commands
 
     def _offer_slots(self, now: float) -> list[Command]:
-        """Let those who found nothing before try again, in one swarm after the other while a freed slot lasts."""
+        """Give freed slots to those who found nothing before: a host's tasks take turns, a part each."""
         state = self._state
-        commands: list[Command] = []
-        offered: set[str] = set()
+        started: dict[str, list[Flight]] = {}
         for host in (state.hosts[host_id] for host_id in state.freed if host_id in state.hosts):
-            for version_id in host.versions:
-                if host.saturated:
-                    break
-                swarm = state.swarms[version_id]
-                if swarm.hungry and version_id not in offered:
-                    offered.add(version_id)
-                    swarm.wake_hungry()
-                    state.dirty.pop(version_id, None)
-                    commands += integrity.elect(swarm)
-                    commands += self._pass(swarm, now)
+            turn: Collection[str] = host.versions
+            while turn:
+                served: list[str] = []
+                for version_id in turn:
+                    if host.saturated:
+                        break
+                    flight = self._offer(host, state.swarms[version_id], now)
+                    if flight is not None:
+                        started.setdefault(version_id, []).append(flight)
+                        served.append(version_id)
+                for version_id in served:
+                    del host.versions[version_id]
+                    host.versions[version_id] = None
+                turn = served
         state.freed.clear()
-        return commands
+        return [command for version_id, flights in started.items() for command in _assignments(flights)]
+
+    def _offer(self, host: Host, swarm: Swarm, now: float) -> Flight | None:
+        """Let one of those who found nothing before fetch a part from a host, if it has anything for them."""
+        if not swarm.hungry or not swarm.peers[host.id].sound & swarm.craved:
+            return None
+        limits = self._state.limits
+        choice = assign.part_from(swarm, swarm.peers[host.id], limits=limits, random=self._random, now=now)
+        if choice is None:
+            swarm.recount_craved()
+            return None
+        flight = self._start(swarm, choice, now)
+        del swarm.hungry[choice.child_id]
+        if assign.has_room(flight.child, limits):
+            swarm.found_nothing(flight.child)
+        return flight
 
     def _pass(self, swarm: Swarm, now: float) -> list[Command]:
         """Hand out everything that can be handed out in a swarm: children take turns, a part each."""
@@ -268,15 +286,20 @@ class SchedulerCore:
         while queue:
             child = swarm.peers[queue.popleft()]
             part = None
-            if swarm.open and swarm.offered():
+            if swarm.offered():
                 part = assign.peer_part(swarm, child, limits=limits, random=self._random, now=now)
             if part is not None:
                 started.append(self._start(swarm, part, now))
                 queue.append(child.host.id)
             elif assign.has_room(child, limits):
                 carried = child.follows and not child.missing - swarm.promised(child)
-                (swarm.carried if carried else swarm.hungry)[child.host.id] = None
-        return following + _assignments(swarm, started)
+                if carried:
+                    swarm.carried[child.host.id] = None
+                else:
+                    swarm.found_nothing(child)
+            else:
+                swarm.hungry.pop(child.host.id, None)
+        return following + _assignments(started)
 
     def _start(self, swarm: Swarm, choice: Choice, now: float) -> Flight:
         state = self._state
@@ -301,8 +324,11 @@ def _version_id(event: Wanted | Progressed | Lagged | Unwanted | Judged) -> str:
             return verdict.version_id
 
 
-def _assignments(swarm: Swarm, flights: list[Flight]) -> list[Command]:
-    """Join the parts of each host into one assignment; parts with different lent sources into one each."""
+def _assignments(flights: list[Flight]) -> list[Command]:
+    """Join the parts of each host, of one version, into one assignment; those with different lent sources apart."""
+    if not flights:
+        return []
+    swarm = flights[0].swarm
     joined: dict[tuple[str, bool, Source | None], list[Part]] = {}
     for flight in flights:
         lent = flight.source if flight.source != flight.child.source else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from p2p.pieces import Bitmap, PieceLayout
 from p2p.versions import Version
 from scheduler.core.digests import Digests
-from scheduler.core.model import Backoff, Host, Peer
+from scheduler.core.model import Backoff, Host, OpenHosts, Peer
 
 if TYPE_CHECKING:
     from scheduler.core.follow import Grove
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Swarm:
     """Everything about one version."""
 
-    def __init__(self, version: Version) -> None:
+    def __init__(self, version: Version, open_hosts: OpenHosts) -> None:
+        """Begin with nothing known of `version`; `open_hosts` are those of all versions."""
         self.version = version
         self.id = version.id
         self.layout = PieceLayout.of(version.length)
@@ -29,8 +30,6 @@ class Swarm:
         self.origin_from = -inf
         """Before this time nobody is sent to the origin."""
         self.peers: dict[str, Peer] = {}
-        self.open: dict[str, Peer] = {}
-        """The peers whose host has a free upload slot."""
         self.seeds: dict[str, Peer] = {}
         """The peers whose host is a seed."""
         self.copies = array("I", bytes(4 * self.size))
@@ -52,6 +51,8 @@ class Swarm:
         """Hosts that may have something to gain from the next pass."""
         self.hungry: dict[str, None] = {}
         """Hosts with room for which the last pass found nothing."""
+        self.craved = Bitmap(self.size)
+        """All that the hungry could be assigned if others had free slots, and perhaps more."""
         self.avoiding: dict[str, None] = {}
         """Hosts that avoid others, or have done so."""
         self.carried: dict[str, None] = {}
@@ -68,8 +69,11 @@ class Swarm:
         """Hosts that were told to drop the version, and have not said yet that they did."""
         self.begun_anew = False
         """Whether it was condemned, so that digests of before must not come back from the journal."""
+        self._open_hosts = open_hosts
+        self._seen = -1
+        """The change of the open hosts that the next two are from."""
+        self._open: list[Peer] = []
         self._offered = Bitmap(self.size)
-        self._offered_stale = False
         self._at_seeds = Bitmap(self.size)
         self._at_seeds_stale = False
         self._unassigned = Bitmap(self.size)
@@ -95,19 +99,9 @@ class Swarm:
             if host.hello.seed:
                 self.seeds[host.id] = peer
             host.versions[self.id] = None
-            if not host.saturated:
-                self.opened(peer)
+            if not host.saturated and self._open_hosts.changes == self._seen:
+                self._open.append(peer)
         return peer
-
-    def opened(self, peer: Peer) -> None:
-        """Note that a peer's host has a free upload slot."""
-        self.open[peer.host.id] = peer
-        self._offered.update(peer.sound)
-
-    def closed(self, host_id: str) -> None:
-        """Note that a host has no free upload slot any more, or is gone."""
-        if self.open.pop(host_id, None):
-            self._offered_stale = True
 
     def removed(self, host_id: str) -> None:
         """Forget a host's peer, which holds and wants nothing any more."""
@@ -117,21 +111,52 @@ class Swarm:
             hosts.pop(host_id, None)
         for other in self.avoiding:
             self.peers[other].avoid.pop(host_id, None)
-        self.closed(host_id)
+        self._seen = -1
 
     def avoid(self, child: Peer, host_id: str) -> Backoff:
         """Return what keeps a child from a parent (or, under its own id, from keeping pieces), to be counted up."""
         self.avoiding[child.host.id] = None
         return child.avoid.setdefault(host_id, Backoff())
 
+    def open(self) -> list[Peer]:
+        """Return the peers whose host has a free upload slot."""
+        self._look()
+        return self._open
+
     def offered(self) -> Bitmap:
         """Return the pieces of the peers in `open`."""
-        if self._offered_stale:
-            self._offered.clear()
-            for peer in self.open.values():
-                self._offered.update(peer.sound)
-            self._offered_stale = False
+        self._look()
         return self._offered
+
+    def _look(self) -> None:
+        """See who is open, unless that was seen since it changed; costs the fewer of open hosts and own peers."""
+        if self._seen == self._open_hosts.changes:
+            return
+        self._seen = self._open_hosts.changes
+        hosts, peers = self._open_hosts.hosts, self.peers
+        if len(hosts) < len(peers):
+            self._open = [peers[host_id] for host_id in hosts if host_id in peers]
+        else:
+            self._open = [peer for host_id, peer in peers.items() if host_id in hosts]
+        self._offered = Bitmap(self.size)
+        for peer in self._open:
+            self._offered.update(peer.sound)
+
+    def lacking(self, peer: Peer) -> Bitmap:
+        """Return what a peer could be assigned from others, had they free slots."""
+        lacking = (peer.missing & self.tradeable) - peer.flying
+        return lacking - self.promised(peer) if peer.follows and lacking else lacking
+
+    def found_nothing(self, peer: Peer) -> None:
+        """Note that a peer has room, and found nothing; one that did before keeps its turn."""
+        self.hungry[peer.host.id] = None
+        self.craved |= self.lacking(peer)
+
+    def recount_craved(self) -> None:
+        """Leave out of `craved` what none of the hungry needs any more."""
+        self.craved = Bitmap(self.size)
+        for host_id in self.hungry:
+            self.craved |= self.lacking(self.peers[host_id])
 
     def strays(self) -> Bitmap:
         """Return the pieces that can be traded and that no seed has: no tree brings them to everybody."""
@@ -208,7 +233,7 @@ class Swarm:
             self.present |= new
             if not peer.host.saturated:
                 self._offered |= new
-                if new & self.tradeable:
+                if new & self.craved:
                     self.wake_hungry()
             if peer.host.hello.seed:
                 self._at_seeds |= new
@@ -230,7 +255,7 @@ class Swarm:
             self.copies[index] -= 1
             if not self.copies[index]:
                 self.present.discard_piece(index)
-        self._offered_stale = True
+        self._seen = -1
         if peer.host.hello.seed:
             self._at_seeds_stale = True
             self.wake_carried()
@@ -266,8 +291,10 @@ class Swarm:
 
     def wake_hungry(self) -> None:
         """Consider every host that found nothing before in the next pass."""
-        self.pending.update(self.hungry)
-        self.hungry.clear()
+        if self.hungry:
+            self.pending.update(self.hungry)
+            self.hungry.clear()
+            self.craved = Bitmap(self.size)
 
     def origin_assigned(self, index: int) -> None:
         """Note that a host is fetching the piece from the origin."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from p2p.checksums import Strikes
 from p2p.pieces import Bitmap
 from p2p.versions import Version
-from scheduler.core.model import Flight, Host, Limits, Peer
+from scheduler.core.model import Flight, Host, Limits, OpenHosts, Peer
 from scheduler.core.swarm import Swarm
 
 
@@ -19,6 +19,7 @@ class State:
         self.limits = limits
         self.hosts: dict[str, Host] = {}
         self.seeds: dict[str, Host] = {}
+        self.open = OpenHosts()
         self.swarms: dict[str, Swarm] = {}
         self.dirty: dict[str, None] = {}
         """Versions that the next pass looks at."""
@@ -41,7 +42,7 @@ class State:
         swarm = self.swarms.get(version.id)
         if swarm is not None:
             return swarm, False
-        swarm = self.swarms[version.id] = Swarm(version)
+        swarm = self.swarms[version.id] = Swarm(version, self.open)
         return swarm, True
 
     def drop(self, swarm: Swarm) -> None:
@@ -92,9 +93,7 @@ class State:
                 swarm.origin_assigned(index)
         if flight.parent is not None:
             flight.parent.uploading[flight] = None
-            if flight.parent.saturated:
-                for version_id in flight.parent.versions:
-                    self.swarms[version_id].closed(flight.parent_id)
+            self.open.look(flight.parent)
         self.arm(swarm, child, now + self.silence(flight))
 
     def stop(self, flight: Flight, index: int) -> None:
@@ -113,7 +112,8 @@ class State:
             was_saturated = parent.saturated
             del parent.uploading[flight]
             if was_saturated:
-                self._slot_freed(parent)
+                self.open.look(parent)
+                self.freed[parent.id] = None
         self.touch(swarm)
 
     def stop_all(self, flight: Flight) -> None:
@@ -126,10 +126,3 @@ class State:
         for flight in [flight for flight in peer.host.uploading if flight.swarm is swarm]:
             for index in [index for index in sorted(flight.pieces) if index in pieces]:
                 self.stop(flight, index)
-
-    def _slot_freed(self, parent: Host) -> None:
-        """Let everybody who may be waiting for this host try again, for as long as the slot lasts."""
-        for version_id in parent.versions:
-            swarm = self.swarms[version_id]
-            swarm.opened(swarm.peers[parent.id])
-        self.freed[parent.id] = None

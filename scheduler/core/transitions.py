@@ -37,6 +37,7 @@ def host_joined(state: State, hello: Hello, now: float) -> None:
     """Take in a host; an earlier session of it is over."""
     host_left(state, hello.host_id, now)
     host = state.hosts[hello.host_id] = Host(hello)
+    state.open.look(host)
     if hello.seed:
         state.seeds[host.id] = host
         _reconsider_the_origin(state)
@@ -51,6 +52,7 @@ def host_left(state: State, host_id: str, now: float) -> None:
         _reconsider_the_origin(state)
     for flight in tuple(host.uploading):
         state.stop_all(flight)
+    state.open.gone(host_id)
     for version_id in host.versions:
         swarm = state.swarms[version_id]
         peer = swarm.peers[host_id]

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scheduler.core.trees import NOWHERE, Member, Trees
+from scheduler.core.member import NOWHERE, Member
+from scheduler.core.trees import Trees
 
 STRIPES = 4
 HOSTS = st.integers(0, 11).map(str)
