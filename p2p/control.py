@@ -217,11 +217,12 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A host to follow in some stripes, and what to dial for it ("host:port")."""
+    """A host to follow in some stripes, and what to dial for it ("host:port"); a seed is asked for no others."""
 
     parent_id: str
     address: str
     stripes: tuple[int, ...]
+    seed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -328,10 +328,10 @@ class SimulatedHost:
     def _apply(self, event: Event) -> None:
         for command in self.core.apply(event, now=self._clock.now):
             self._carry_out(command)
-
-    def _settle(self) -> None:
         if self._swarm.checking:
             self.core.check_invariants()
+
+    def _settle(self) -> None:
         deadline = self.core.next_deadline()
         if deadline is not None and (self._timer_at is None or deadline < self._timer_at):
             self._timer_at = deadline

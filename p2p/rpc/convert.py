@@ -246,7 +246,10 @@ def _following_to_proto(following: Following) -> pb.Following:
     return pb.Following(
         version=version_to_proto(following.version),
         stripes=following.stripes,
-        parents=[pb.Parent(parent_id=p.parent_id, address=p.address, stripes=p.stripes) for p in following.parents],
+        parents=[
+            pb.Parent(parent_id=p.parent_id, address=p.address, stripes=p.stripes, seed=p.seed)
+            for p in following.parents
+        ],
         known=[pb.KnownDigests(span=span_to_proto(k.span), digests=b"".join(k.digests)) for k in following.known],
         cold=following.cold,
     )
@@ -263,6 +266,7 @@ def _following_from_proto(following: pb.Following) -> Following:
             matching(HOST_ID, parent.parent_id, "parent.parent_id"),
             matching(_ADDRESS, parent.address, "parent.address"),
             _stripes(parent.stripes, count, "parent.stripes"),
+            parent.seed,
         )
         for parent in bounded(following.parents, "following.parents")
     )

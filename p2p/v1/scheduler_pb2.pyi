@@ -758,9 +758,12 @@ class Parent(_message.Message):
     PARENT_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     STRIPES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     parent_id: _builtins.str
     address: _builtins.str
     """"host:port" """
+    seed: _builtins.bool
+    """a seed peer, to be asked for nothing of other stripes"""
     @_builtins.property
     def stripes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -769,10 +772,11 @@ class Parent(_message.Message):
         parent_id: _builtins.str = ...,
         address: _builtins.str = ...,
         stripes: _abc.Iterable[_builtins.int] | None = ...,
+        seed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "parent_id", b"parent_id", "stripes", b"stripes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "parent_id", b"parent_id", "seed", b"seed", "stripes", b"stripes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

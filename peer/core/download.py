@@ -11,8 +11,8 @@ A seed's *duty* (pieces the scheduler told it to bring from the origin for other
 wanted by nobody here. No two transfers ever fetch one piece: both would write the same bytes of the same file, and a
 faulty one could damage what the other had verified.
 
-What is only asked for, and a followed parent has announced, flies as soon as that parent has nothing else to send here
-(`peer.core.following`); the scheduler has no part in that, and is told in its own good time.
+What is only asked for, and a followed parent has announced, flies as soon as that parent has not too much else to send
+here (`peer.core.following`); the scheduler has no part in that, and is told in its own good time.
 
 With a scheduler the machine follows assignments. When it has left the download without a landed piece for
 PATIENCE_SECONDS, the download is *alone* and takes what it wants from the origin itself. The same holds without a
@@ -263,9 +263,8 @@ class DownloadCore:
         if parent is None:
             return
         self._alone_at = max(self._alone_at, min(now + GRACE_SECONDS, self._last_landing + PATIENCE_SECONDS))
-        flight = self._transfers.abort_from(event.parent_id, commands)
-        if flight is not None:
-            self._report(flight.remaining, event.parent_id, event.reason, event.detail, commands)
+        pieces = self._transfers.abort_from(event.parent_id, commands)
+        self._report(pieces, event.parent_id, event.reason, event.detail, commands)
         if self._scheduler and parent.own & self._wanted:
             commands.append(Tell(Lagging(self.version.id, parent.stripes)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from p2p.control import Source
@@ -39,7 +40,9 @@ class Flights(dict[int, Flight]):
         self.from_parents = 0
         """How many transfers are parts of assignments, from other hosts."""
         self.followed: dict[str, int] = {}
-        """The transfer from each followed parent: there is never more than one."""
+        """How many transfers are from each followed parent that has any."""
+        self.from_followed = 0
+        """How many transfers are from followed parents, all together."""
 
     def take_off(
         self, span: Span, parent_id: str, source: Source | None, *, assigned: bool, followed: bool = False
@@ -51,7 +54,8 @@ class Flights(dict[int, Flight]):
         self[transfer] = Flight(span, parent_id, source, remaining, assigned, followed)
         self.pieces |= remaining
         if followed:
-            self.followed[parent_id] = transfer
+            self.followed[parent_id] = self.followed.get(parent_id, 0) + 1
+            self.from_followed += 1
         elif source is not None:
             self.from_origin += 1
         else:
@@ -68,7 +72,12 @@ class Flights(dict[int, Flight]):
         flight = self.pop(transfer)
         self.pieces &= ~flight.remaining
         if flight.followed:
-            del self.followed[flight.parent_id]
+            self.from_followed -= 1
+            others = self.followed[flight.parent_id] - 1
+            if others:
+                self.followed[flight.parent_id] = others
+            else:
+                del self.followed[flight.parent_id]
         elif flight.source is not None:
             self.from_origin -= 1
         else:
@@ -91,8 +100,9 @@ class Flights(dict[int, Flight]):
             assert not flight.remaining & ~bits_of((flight.span,)), "a transfer fetches what it was not asked for"
             flying |= flight.remaining
         assert self.pieces == flying, f"miscounted what flies: {list(indices(self.pieces ^ flying))}"
-        followed = {flight.parent_id: transfer for transfer, flight in self.items() if flight.followed}
+        followed = Counter(flight.parent_id for flight in self.values() if flight.followed)
         from_origin = sum(flight.source is not None for flight in self.values())
-        assert self.followed == followed, "miscounted what comes from followed parents"
+        assert self.followed == followed, "miscounted what comes from each followed parent"
+        assert self.from_followed == followed.total(), "miscounted what comes from followed parents"
         assert self.from_origin == from_origin, "miscounted what comes from the origin"
-        assert self.from_parents == len(self) - from_origin - len(followed), "two transfers from one followed parent"
+        assert self.from_parents == len(self) - from_origin - self.from_followed, "miscounted what comes in parts"

@@ -1,12 +1,13 @@
 """Whom a download follows, what they have announced, and which stripes lag. Pure.
 
 Each stripe of the pieces (piece i is of stripe i modulo their number) has a parent, named by the scheduler, that
-announces what lands there. What it has announced is asked for, piece by piece, one transfer at a time from each parent;
-a request never waits for a piece, so no two hosts can wait for each other.
+announces what lands there. What it has announced is asked for, piece by piece, as many transfers at a time from each
+parent as it is followed in stripes; a request never waits for a piece, so no two hosts can wait for each other.
 
 While all is well a parent is heard only in the stripes it is followed in: every host hears of each piece once. As soon
-as a stripe lags or a parent is lost every parent is heard in all stripes, for WIDE_SECONDS after the last trouble, and
-one that has nothing of its own stripes gives what other parents ought to have given.
+as a stripe lags or a parent is lost every parent but the seeds is heard in all stripes, for WIDE_SECONDS after the last
+trouble, and one that has nothing of its own stripes gives what other parents ought to have given. A seed sends each
+piece down its tree once: what it gave beyond that, it would have to send twice.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _NEEDS_REST = frozenset({FailureReason.BUSY, FailureReason.UNREACHABLE, FailureR
 
 @dataclass(slots=True)
 class FollowedParent:
-    """One parent: `own` are the pieces (bits) of the stripes it is followed in.
+    """One parent: `own` are the pieces (bits) of the stripes it is followed in; a `seed` gives no others.
 
     `announced` is what may be asked of it, and `refused` what it offered with faults. It is `lost` since that
     time if it cannot be heard, and asked for nothing before `rests_until`.
@@ -52,6 +53,7 @@ class FollowedParent:
     address: str
     stripes: tuple[int, ...]
     own: int
+    seed: bool = False
     announced: int = 0
     refused: int = 0
     lost: float | None = None
@@ -100,12 +102,12 @@ class Followings(dict[str, FollowedParent]):
                 own |= self._stripes[stripe]
             known = self.get(parent_id)
             if known is not None and known.address == parent.address and known.lost is None:
-                changed = known.stripes != stripes
-                known.stripes, known.own = stripes, own
-                if changed and self._wide_until is None:
+                before = self._heard_in(known)
+                known.stripes, known.own, known.seed = stripes, own, parent.seed
+                if self._heard_in(known) != before:
                     self._watch(known, commands)
                 continue
-            self[parent_id] = FollowedParent(parent_id, parent.address, stripes, own)
+            self[parent_id] = FollowedParent(parent_id, parent.address, stripes, own, parent.seed)
             self._watch(self[parent_id], commands)
         self._followed = tuple(sorted({stripe for parent in self.values() for stripe in parent.stripes}))
         self._compare(now)
@@ -181,7 +183,7 @@ class Followings(dict[str, FollowedParent]):
         announced = parent.announced & wanted
         if own := announced & parent.own:
             return own
-        if not announced:
+        if not announced or parent.seed:
             return 0
         fronts = [lowest(rest) for stripe in self._stripes if (rest := wanted & stripe)]
         return announced & ((1 << max(fronts)) - 1)
@@ -210,9 +212,7 @@ class Followings(dict[str, FollowedParent]):
                 self._watch(parent, commands)
         if self._wide_until is not None and self._wide_until <= now:
             self._wide_until = None
-            for parent in self.values():
-                if parent.lost is None:
-                    self._watch(parent, commands)
+            self._watch_again(commands)
         lagging: tuple[int, ...] = ()
         if self._reported + REPORT_LAG_SECONDS <= now:
             since = self._behind_since.items()
@@ -242,16 +242,23 @@ class Followings(dict[str, FollowedParent]):
         comb = sum(1 << index for index in range(0, self._everything.bit_length(), stripes)) if stripes else 0
         self._stripes = [comb << stripe & self._everything for stripe in range(stripes)]
 
+    def _heard_in(self, parent: FollowedParent) -> tuple[int, ...]:
+        """Return the stripes in which a parent is to be heard now."""
+        return parent.stripes if self._wide_until is None or parent.seed else tuple(range(self._of))
+
     def _watch(self, parent: FollowedParent, commands: list[Command]) -> None:
-        stripes = parent.stripes if self._wide_until is None else tuple(range(self._of))
-        commands.append(Watch(parent.parent_id, parent.address, stripes, self._of))
+        commands.append(Watch(parent.parent_id, parent.address, self._heard_in(parent), self._of))
+
+    def _watch_again(self, commands: list[Command]) -> None:
+        """Hear parents in more stripes than before, or in fewer."""
+        for parent in self.values():
+            if parent.lost is None and not parent.seed:
+                self._watch(parent, commands)
 
     def _listen_wide(self, now: float, commands: list[Command]) -> None:
         narrow, self._wide_until = self._wide_until is None, now + WIDE_SECONDS
         if narrow:
-            for parent in self.values():
-                if parent.lost is None:
-                    self._watch(parent, commands)
+            self._watch_again(commands)
         self._take_stock()
 
     def _compare(self, now: float) -> None:

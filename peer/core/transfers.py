@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from p2p.control import ORIGIN, Assignment, Source
 from p2p.pieces import MIB, PieceLayout, Span
 from peer.core.bits import bits_of, lowest
@@ -21,7 +19,7 @@ PARENT_TRANSFERS = 4
 """Concurrent transfers of parts from other hosts, all parents of one download together."""
 
 FOLLOWED_TRANSFERS = 16
-"""Concurrent transfers from followed parents, of which each gives one."""
+"""Concurrent transfers from followed parents, of which each gives as many as there are stripes it is followed in."""
 
 
 class Transfers:
@@ -72,13 +70,17 @@ class Transfers:
             self.pull(parent, wanted, now, commands)
 
     def pull(self, parent: FollowedParent, wanted: int, now: float, commands: list[Command]) -> None:
-        """Ask a followed parent for the next piece, if it has one and is not just sending another."""
+        """Ask a followed parent for the next pieces, as many as it has and may be sending at a time."""
         flights, plans = self.flights, self._plans
         parent_id = parent.parent_id
-        if not parent.announced or parent_id in flights.followed or now < parent.rests_until:
+        free = len(parent.stripes) - flights.followed.get(parent_id, 0)
+        free = min(free, FOLLOWED_TRANSFERS - flights.from_followed)
+        if not parent.announced or free <= 0 or now < parent.rests_until:
             return
-        ready = self._followings.choice(parent, wanted & ~(flights.pieces | plans.planned | plans.due))
-        if ready and len(flights.followed) < FOLLOWED_TRANSFERS:
+        for _ in range(free):
+            ready = self._followings.choice(parent, wanted & ~(flights.pieces | plans.planned | plans.due))
+            if not ready:
+                return
             index = self._readers.first(ready)
             span = Span(index, index + 1)
             assigned = self._followings.known and bool(parent.own >> index & 1)
@@ -87,12 +89,15 @@ class Transfers:
 
     def pull_after(self, flight: Flight, wanted: int, now: float, commands: list[Command]) -> None:
         """Ask for the next piece after a followed parent's transfer, which is over."""
-        parents: Iterable[FollowedParent] = self._followings.values()
-        if len(self.flights.followed) < FOLLOWED_TRANSFERS - 1:
+        flights, followings = self.flights, self._followings
+        if flights.from_followed < FOLLOWED_TRANSFERS - 1:
             # No other parent waited for this transfer's end.
-            parent = self._followings.get(flight.parent_id)
-            parents = () if parent is None else (parent,)
-        for parent in parents:
+            parent = followings.get(flight.parent_id)
+            if parent is not None:
+                self.pull(parent, wanted, now, commands)
+            return
+        # The place goes to who sends least: a few parents in all stripes must not keep all others idle.
+        for parent in sorted(followings.values(), key=lambda each: flights.followed.get(each.parent_id, 0)):
             self.pull(parent, wanted, now, commands)
 
     def landed(self, event: PieceLanded, bit: int, now: float) -> Flight:
@@ -118,30 +123,32 @@ class Transfers:
             flight.aborting = True
             commands.append(AbortTransfer(transfer))
 
-    def abort_from(self, parent_id: str, commands: list[Command]) -> Flight | None:
-        """End what comes from a followed parent, and return it if there is something."""
-        transfer = self.flights.followed.get(parent_id)
-        if transfer is None:
-            return None
-        self.abort(transfer, commands)
-        return self.flights[transfer]
+    def abort_from(self, parent_id: str, commands: list[Command]) -> int:
+        """End all that comes from a followed parent, and return the pieces (bits) that it has not brought."""
+        pieces = 0
+        if parent_id in self.flights.followed:
+            for transfer, flight in self.flights.items():
+                if flight.followed and flight.parent_id == parent_id:
+                    self.abort(transfer, commands)
+                    pieces |= flight.remaining
+        return pieces
 
     def check_invariants(self, lacking: int) -> None:
         """Raise AssertionError if there are too many transfers, or one fetches what is here."""
-        flights = self.flights
+        flights, followings = self.flights, self._followings
         flights.check_invariants()
         assert not flights.pieces & ~lacking, "a landed piece is being overwritten"
         assert flights.from_origin <= self.pace.highest, "too many requests at the origin"
         assert flights.from_parents <= PARENT_TRANSFERS, "too many transfers from parents"
-        assert len(flights.followed) <= FOLLOWED_TRANSFERS, "too many transfers from followed parents"
+        assert flights.from_followed <= FOLLOWED_TRANSFERS, "too many transfers from followed parents"
         for flight in flights.values():
             elsewhere = self._plans.due | self._plans.planned
             assert flight.aborting or not flight.remaining & elsewhere, (
                 "a piece flies, and is to come from elsewhere too"
             )
-        for parent_id, transfer in flights.followed.items():
-            known = flights[transfer].aborting or parent_id in self._followings
-            assert known, "a parent that is not followed any more is asked for pieces"
+            assert not flight.followed or flight.aborting or not flight.remaining or flight.parent_id in followings, (
+                "a parent that is not followed any more is asked for pieces"
+            )
 
     def _gives_way(self, index: int, parent_id: str, commands: list[Command]) -> bool:
         """Tell whether a piece may be planned from this parent: what flies from another ends, if that was assigned."""

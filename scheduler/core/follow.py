@@ -229,7 +229,8 @@ def _tell(state: State, swarm: Swarm, grove: Grove, member: Member) -> list[Comm
         for host_id in ids:
             stripes_from.setdefault(host_id, []).append(stripe)
     parents = tuple(
-        Parent(host_id, state.hosts[host_id].hello.address, tuple(stripes)) for host_id, stripes in stripes_from.items()
+        Parent(host_id, state.hosts[host_id].hello.address, tuple(stripes), host_id in state.seeds)
+        for host_id, stripes in stripes_from.items()
     )
     return [Send(peer.host.id, Following(swarm.version, grove.trees.stripes, parents, known, peer.cold))]
 

@@ -74,6 +74,7 @@ class DownloadMachine(RuleBasedStateMachine):
         self.ends_with_parents = ends_with_parents
         self.watched: dict[str, Watch] = {}
         self.announced: dict[str, set[int]] = {}
+        self.named: dict[str, Parent] = {}
 
     def feed(self, event: Event) -> None:
         self.now += 0.01
@@ -97,6 +98,7 @@ class DownloadMachine(RuleBasedStateMachine):
                     self.heard(message)
                 case Watch(parent_id, _, stripes, of):
                     assert set(stripes) <= set(range(of))
+                    assert not self.named[parent_id].seed or stripes == self.named[parent_id].stripes
                     self.watched[parent_id] = command
                     self.announced.setdefault(parent_id, set())
                 case Unwatch(parent_id):
@@ -114,7 +116,11 @@ class DownloadMachine(RuleBasedStateMachine):
         assert self.announced[parent].issuperset(command.span), "asked for what was not announced"
         assert command.address == self.watched[parent].address
         others = [other for other in self.running.values() if other.source is None and not other.digests]
-        assert parent not in {other.parent_id for other in others}, "two transfers from one followed parent"
+        named = self.named[parent]
+        busy = sum(other.parent_id == parent for other in others)
+        assert busy < len(named.stripes), "more transfers from a followed parent than stripes"
+        if named.seed:
+            assert all(index % STRIPES in named.stripes for index in command.span), "a seed is asked for other stripes"
 
     def heard(self, message: Want | Unwant | Progress | Lagging) -> None:
         match message:
@@ -159,15 +165,21 @@ class DownloadMachine(RuleBasedStateMachine):
         self.feed(Assigned(Assignment(VERSION, (Part(span, parent, "127.0.0.1:1", digests),), LENT if lend else None)))
 
     @precondition(lambda self: self.scheduler)
-    @rule(parents=st.lists(st.sampled_from(["p1", "p2", "p3", None]), min_size=STRIPES, max_size=STRIPES))
+    @rule(parents=st.lists(st.sampled_from(["p1", "p2", "p3", "seed", None]), min_size=STRIPES, max_size=STRIPES))
     def scheduler_names_parents(self, parents: list[str | None]) -> None:
         self.name_parents(parents)
 
     def name_parents(self, parents: list[str | None]) -> None:
         named = tuple(
-            Parent(parent_id, "127.0.0.1:1", tuple(j for j in range(STRIPES) if parents[j] == parent_id))
+            Parent(
+                parent_id,
+                "127.0.0.1:1",
+                tuple(j for j in range(STRIPES) if parents[j] == parent_id),
+                parent_id == "seed",
+            )
             for parent_id in sorted({parent for parent in parents if parent is not None})
         )
+        self.named = {parent.parent_id: parent for parent in named}
         self.feed(Followed(Following(VERSION, STRIPES, named)))
         assert set(self.watched) == ({parent.parent_id for parent in named} if self.core.wanted else set())
 

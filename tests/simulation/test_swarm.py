@@ -34,11 +34,21 @@ def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
 def test_a_node_alone_takes_as_long_as_its_link_and_the_way_to_it() -> None:
     scenario = changed(nodes=1, warm=True, arrival_seconds=0.0, size=1024 * MIB, jitter=0.0)
     _, record = run(scenario)
-    # The question goes to the scheduler and the answer comes back, then one to the seed, which tells what it holds. One
-    # piece at a time comes from a parent: between two of them are the landing of one and the request for the other.
+    # The question goes to the scheduler and the answer comes back, then one to the seed, which tells what it holds. From
+    # one parent come as many pieces at a time as there are stripes, here in step, as nothing disturbs them: between two
+    # such rounds are the landing of the one and the requests for the other.
     pause = scenario.rtt + scenario.landing_seconds
-    seconds = scenario.single_node_seconds + 2 * scenario.rtt + scenario.layout.count * pause
+    rounds = scenario.layout.count / scenario.stripes
+    seconds = scenario.single_node_seconds + 2 * scenario.rtt + rounds * pause
     assert record.completed[1] == pytest.approx(seconds, rel=0.001)
+
+
+@pytest.mark.parametrize("nodes", [16, 64])
+def test_of_a_short_file_the_seed_sends_little_more_than_a_copy(nodes: int) -> None:
+    scenario = Scenario(nodes=nodes, size=1024 * MIB)
+    record = SimulatedSwarm(scenario).run()
+    assert len(record.completed) == nodes
+    assert record.seed_bytes <= 1.05 * scenario.size
 
 
 def test_sixteen_nodes_take_little_longer_than_one_and_the_seed_sends_little_more_than_a_copy() -> None:

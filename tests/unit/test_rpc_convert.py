@@ -17,12 +17,15 @@ from p2p.control import (
     Dropped,
     Failed,
     FailureReason,
+    Following,
     Hello,
     Holding,
     Holdings,
+    KnownDigests,
     Landed,
     OriginLoad,
     OriginUse,
+    Parent,
     Part,
     PeerMessage,
     Progress,
@@ -162,6 +165,17 @@ def assignments(draw: st.DrawFn) -> Assignment:
     return Assignment(version, tuple(parts), draw(st.none() | sources))
 
 
+@st.composite
+def followings(draw: st.DrawFn) -> Following:
+    version = draw(versions().filter(lambda version: version.length > 0))
+    count = draw(st.integers(1, 8))
+    stripes = st.sets(st.integers(0, count - 1)).map(lambda some: tuple(sorted(some)))
+    parents = draw(st.lists(st.builds(Parent, host_ids, st.just("10.0.0.1:65002"), stripes, st.booleans()), max_size=3))
+    some = draw(st.lists(spans(PieceLayout.of(version.length).count), max_size=3))
+    known = tuple(KnownDigests(span, digests(len(span))) for span in some)
+    return Following(version, count, tuple(parents), known, draw(st.booleans()))
+
+
 @given(peer_messages)
 def test_what_hosts_say_survives_the_wire(message: PeerMessage) -> None:
     wire = peer_message_to_proto(message).SerializeToString()
@@ -172,6 +186,12 @@ def test_what_hosts_say_survives_the_wire(message: PeerMessage) -> None:
 def test_assignments_survive_the_wire(assignment: Assignment) -> None:
     wire = scheduler_message_to_proto(assignment).SerializeToString()
     assert scheduler_message_from_proto(pb.SchedulerMessage.FromString(wire)) == assignment
+
+
+@given(followings())
+def test_whom_to_follow_survives_the_wire(following: Following) -> None:
+    wire = scheduler_message_to_proto(following).SerializeToString()
+    assert scheduler_message_from_proto(pb.SchedulerMessage.FromString(wire)) == following
 
 
 @given(orders)

@@ -30,15 +30,17 @@ LAYOUT = PieceLayout.of(VERSION.length)
 SOURCE = Source("http://origin/a")
 
 
-def following(*stripes: tuple[int, ...]) -> Followed:
-    parents = tuple(Parent(f"p{number}", f"10.0.0.{number}:1", each) for number, each in enumerate(stripes))
+def following(*stripes: tuple[int, ...], seeds: int = 0) -> Followed:
+    parents = tuple(
+        Parent(f"p{number}", f"10.0.0.{number}:1", each, number < seeds) for number, each in enumerate(stripes)
+    )
     return Followed(Following(VERSION, 4, parents))
 
 
-def begun(*stripes: tuple[int, ...]) -> DownloadCore:
+def begun(*stripes: tuple[int, ...], seeds: int = 0) -> DownloadCore:
     core = DownloadCore(VERSION, LAYOUT, Bitmap(PIECES), scheduler=True)
     core.apply(Interest(1, LAYOUT.everything(), SOURCE), now=0.0)
-    core.apply(following(*stripes), now=0.0)
+    core.apply(following(*stripes, seeds=seeds), now=0.0)
     return core
 
 
@@ -50,9 +52,10 @@ def brought(core: DownloadCore, transfer: int, index: int, now: float) -> list[C
     return core.apply(PieceLanded(transfer, index, bytes(16)), now=now) + core.apply(TransferEnded(transfer), now=now)
 
 
-def test_one_announced_piece_at_a_time_lowest_first_reported_in_no_hurry() -> None:
-    core = begun((0, 1), (2, 3))
-    assert asked(core.apply(ParentHas("p0", (Span(4, 6),)), now=0.1)) == [("p0", 4)]
+def test_as_many_announced_pieces_at_a_time_as_stripes_lowest_first_reported_in_no_hurry() -> None:
+    core = begun((0, 1), (2,))
+    assert asked(core.apply(ParentHas("p0", (Span(4, 6), Span(8, 9))), now=0.1)) == [("p0", 4), ("p0", 5)]
+    assert asked(core.apply(ParentHas("p1", (Span(2, 3), Span(6, 7))), now=0.1)) == [("p1", 2)]
     assert core.apply(ParentHas("p0", (Span(0, 2),)), now=0.1) == []
     commands = brought(core, 1, 4, 0.2)
     assert asked(commands) == [("p0", 0)]
@@ -63,22 +66,55 @@ def test_one_announced_piece_at_a_time_lowest_first_reported_in_no_hurry() -> No
 
 def test_a_range_goes_before_the_whole() -> None:
     core = begun((0, 1, 2, 3))
-    core.apply(Interest(2, (Span(60, 64),), SOURCE), now=0.0)
-    assert asked(core.apply(ParentHas("p0", (Span(0, 70),)), now=0.1)) == [("p0", 60)]
+    core.apply(Interest(2, (Span(60, 62),), SOURCE), now=0.0)
+    assert [index for _, index in asked(core.apply(ParentHas("p0", (Span(0, 70),)), now=0.1))] == [60, 61, 0, 1]
+
+
+def test_one_followed_in_one_stripe_gives_one_piece_at_a_time_of_other_stripes_too() -> None:
+    core = begun((0,), (1,))
+    core.apply(ParentLost("p1", FailureReason.UNREACHABLE), now=0.1)
+    assert asked(core.apply(ParentHas("p0", (Span(0, 2),)), now=0.2)) == [("p0", 0)]
+    assert asked(brought(core, 1, 0, 0.3)) == [("p0", 1)]
+
+
+def test_a_seed_gives_nothing_but_the_stripes_it_is_followed_in() -> None:
+    core = begun((0, 1), (2,), (3,), seeds=1)
+    core.apply(ParentHas("p0", (Span(0, PIECES),)), now=0.1)
+    commands = core.apply(ParentLost("p1", FailureReason.UNREACHABLE), now=0.2)
+    assert [each.parent_id for each in commands if isinstance(each, Watch)] == ["p2"]
+    transfers = [(1, 0), (2, 1)]
+    for transfer, index in transfers:
+        for _, other in asked(brought(core, transfer, index, 0.3)):
+            transfers.append((len(transfers) + 1, other))
+    assert [index for _, index in transfers] == [index for index in range(PIECES) if index % 4 < 2]
+    assert asked(core.apply(ParentHas("p2", (Span(0, 4),)), now=0.4)) == [("p2", 3)]
+    assert asked(brought(core, len(transfers) + 1, 3, 0.5)) == [("p2", 2)]
+    assert not any(isinstance(each, Watch) and each.parent_id == "p0" for each in core.apply(Tick(), now=6.0))
+
+
+def test_a_place_that_comes_free_goes_to_a_parent_that_sends_least() -> None:
+    core = begun(*[(0, 1, 2, 3)] * 6)
+    for number in range(6):
+        commands = core.apply(ParentHas(f"p{number}", (Span(0, PIECES),)), now=0.1)
+        assert len(asked(commands)) == (4 if number < 4 else 0)
+    assert asked(brought(core, 1, 0, 0.2)) == [("p4", 16)]
+    assert asked(brought(core, 2, 1, 0.2)) == [("p5", 17)]
+    core.check_invariants()
 
 
 def test_a_lost_parent_is_reported_and_its_stripes_come_from_others_until_it_is_heard_again() -> None:
     core = begun((0, 1), (2, 3))
     core.apply(ParentHas("p0", (Span(0, 2),)), now=0.1)
     commands = core.apply(ParentLost("p0", FailureReason.UNREACHABLE), now=0.2)
-    assert AbortTransfer(1) in commands
+    assert [each.transfer for each in commands if isinstance(each, AbortTransfer)] == [1, 2]
     assert Watch("p1", "10.0.0.1:1", (0, 1, 2, 3), 4) in commands
     told = [each.message for each in commands if isinstance(each, Tell)]
     assert Lagging(VERSION.id, (0, 1)) in told
-    assert [each.failed[0].span for each in told if isinstance(each, Progress)] == [Span(0, 1)]
+    assert [each.failed[0].span for each in told if isinstance(each, Progress)] == [Span(0, 2)]
     core.apply(TransferEnded(1), now=0.2)
-    assert asked(core.apply(ParentHas("p1", (Span(0, 3),)), now=0.3)) == [("p1", 2)]
-    assert asked(brought(core, 2, 2, 0.4)) == [("p1", 0)]
+    core.apply(TransferEnded(2), now=0.2)
+    assert asked(core.apply(ParentHas("p1", (Span(0, 4),)), now=0.3)) == [("p1", 2), ("p1", 3)]
+    assert asked(brought(core, 3, 2, 0.4)) == [("p1", 0)]
     assert Watch("p0", "10.0.0.0:1", (0, 1, 2, 3), 4) in core.apply(Tick(), now=0.2 + REWATCH_SECONDS)
     commands = core.apply(Tick(), now=0.2 + WIDE_SECONDS)
     assert Watch("p1", "10.0.0.1:1", (2, 3), 4) in commands
@@ -86,12 +122,11 @@ def test_a_lost_parent_is_reported_and_its_stripes_come_from_others_until_it_is_
 
 def test_a_stripe_far_behind_for_long_is_reported_and_heard_of_everywhere() -> None:
     core = begun((0, 1, 2), (3,))
-    commands = core.apply(ParentHas("p0", (Span(0, PIECES),)), now=0.1)
+    pieces = asked(core.apply(ParentHas("p0", (Span(0, PIECES),)), now=0.1))
     now = 0.1
     for transfer in range(1, 40):
-        [(_, index)] = asked(commands)
         now += 0.001
-        commands = brought(core, transfer, index, now)
+        pieces += asked(brought(core, transfer, pieces[transfer - 1][1], now))
     deadline = core.next_deadline()
     assert deadline is not None
     assert deadline <= now + LAG_SECONDS
