@@ -1,7 +1,8 @@
 """Drives the core: one inbox, one owner, one timer.
 
-Whatever hosts say lands in the inbox. The owner applies all of it that is there, lets the core hand out what that made
-assignable (one pass for a whole burst), carries out the commands, and sleeps until something arrives or falls due.
+Whatever hosts say lands in the inbox. The owner applies a batch of what is there, the urgent first (`scheduler.inbox`),
+lets the core hand out what that made assignable (one pass for the batch), carries out the commands, and sleeps until
+something arrives or falls due. Between two batches answers go out, and more is heard.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ from scheduler.core.messages import (
     event_of,
 )
 from scheduler.core.state import HostView, SchedulerCore, SwarmView
+from scheduler.inbox import Inbox
 from scheduler.journal import DigestJournal
 
 log = logger(__name__)
 
 INBOX_EVENTS = 4096
-"""Events that wait for the owner; when it is full, hosts' streams are read no further until there is room."""
+"""Events that wait for the owner; when there are more, their hosts' streams are read no further until there is room."""
+
+INBOX_REPORTS = 4096
+"""The same for lazy reports, which so take no room from what is urgent."""
 
 OUTBOX_MESSAGES = 1024
 """Messages that wait for one host; a host that lets more pile up is dropped."""
@@ -117,9 +122,8 @@ class Driver:
         self._core = core
         self._journal = journal
         self._clock = clock
-        self._inbox: asyncio.Queue[Event] = asyncio.Queue(INBOX_EVENTS)
+        self._inbox = Inbox(INBOX_EVENTS, INBOX_REPORTS)
         self._sessions: dict[str, HostSession] = {}
-        self._left: dict[str, None] = {}
         self._labels: set[str] = set()
         self._parts = OriginParts({})
         self.schedulers: Schedulers | None = None
@@ -132,7 +136,6 @@ class Driver:
         if old is not None:
             old.end(Ending.REPLACED, "the host opened another session")
         self._sessions[hello.host_id] = session
-        self._left.pop(hello.host_id, None)
         try:
             await self._inbox.put(HostJoined(hello))
         except asyncio.CancelledError:
@@ -142,8 +145,12 @@ class Driver:
 
     async def hear(self, session: HostSession, message: PeerMessage) -> None:
         """Take what a host says, in order; waits while the inbox is full. What an ended session says is ignored."""
+        event = event_of(session.hello.host_id, message)
+        await self._inbox.room(event)
         if self._sessions.get(session.hello.host_id) is session:
-            await self._inbox.put(event_of(session.hello.host_id, message))
+            self._inbox.add(event)
+        else:
+            self._inbox.give_up(event)
 
     def leave(self, session: HostSession, why: Ending, detail: str) -> None:
         """End a session and forget its host, unless the host has opened another one since."""
@@ -151,10 +158,8 @@ class Driver:
         host_id = session.hello.host_id
         if self._sessions.get(host_id) is session:
             del self._sessions[host_id]
-            # Past the inbox: a departure must not wait for room in it. It counts after all that is in there by then.
-            self._left[host_id] = None
-            if not self._inbox.full():
-                self._inbox.put_nowait(Tick())
+            # A departure must not wait for room. It counts after all that the host has said by then.
+            self._inbox.squeeze(HostLeft(host_id))
 
     def end_all(self, detail: str) -> None:
         """End every session: the scheduler is stopping."""
@@ -201,19 +206,18 @@ class Driver:
                     self._step(events, scope)
 
     async def _next_events(self) -> list[Event]:
-        """Wait for events or the core's deadline; return all events that are there."""
-        events: list[Event] = []
-        deadline = self._core.next_deadline()
-        if not self._left and self._inbox.empty():
+        """Wait for events or the core's deadline; return a batch of the events that are there."""
+        # Also where events wait already: their answers' senders, and whoever has something urgent to say, come first.
+        await asyncio.sleep(0)
+        events = self._inbox.take()
+        if not events:
+            deadline = self._core.next_deadline()
             try:
                 async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self._clock())):
-                    events.append(await self._inbox.get())
+                    await self._inbox.arrival()
             except TimeoutError:
                 pass
-        while not self._inbox.empty():
-            events.append(self._inbox.get_nowait())
-        events += [HostLeft(host_id) for host_id in self._left]
-        self._left.clear()
+            events = self._inbox.take()
         return events
 
     def _step(self, events: list[Event], scope: TaskScope) -> None:

@@ -7,7 +7,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
-_SLOTS_A_SECOND = 1000.0
+_SLOTS_A_SECOND = 16000.0
 
 
 class Clock:

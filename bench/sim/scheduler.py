@@ -1,7 +1,8 @@
 """The simulated scheduler: the core that ships, behind messages that take their time, and busy for a modelled while.
 
-As the real driver does, it takes all events that are there, lets the core hand out what they made assignable, and
-only then looks at its inbox again. It hears all messages of a batch before it says the first, and each takes its time.
+As the real driver does, it takes a batch of the events that are there, the urgent first, lets the core hand out what
+they made assignable, and only then looks at its inbox again. It hears all messages of a batch before it says the
+first, and each takes its time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from scheduler.core.messages import (
 )
 from scheduler.core.model import Limits
 from scheduler.core.state import SchedulerCore
+from scheduler.inbox import Batches
 
 if TYPE_CHECKING:
     from bench.sim.host import SimulatedHost
@@ -48,7 +50,7 @@ class SimulatedScheduler:
         self._cost = swarm.scenario.cost
         random = Random(swarm.random.random())  # noqa: S311  # breaks ties, keeps no secret
         self._core = SchedulerCore(random=random, limits=Limits(stripes=swarm.scenario.stripes))
-        self._inbox: list[Event] = []
+        self._inbox = Batches()
         self._busy = False
         self._alarm: float | None = None
         self._dead = False
@@ -78,7 +80,7 @@ class SimulatedScheduler:
     def _put(self, event: Event) -> None:
         if self._dead:
             return
-        self._inbox.append(event)
+        self._inbox.add(event)
         if not self._busy:
             self._work()
 
@@ -89,7 +91,7 @@ class SimulatedScheduler:
         if not self._inbox and (deadline is None or deadline > now):
             self._set_alarm(deadline)
             return
-        events, self._inbox = self._inbox, []
+        events = self._inbox.take()
         began = time.process_time()
         commands: list[Command] = []
         for event in events:
