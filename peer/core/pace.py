@@ -114,7 +114,7 @@ class OriginPace:
         """
         worth = self.rate / self.limit * REQUEST_SECONDS if self.rate else FIRST_REQUEST_BYTES
         self._varied = (self._varied + _GOLDEN) % 1.0
-        return int(min(worth * (0.5 + self._varied), LARGEST_REQUEST_BYTES, missing / self.limit))
+        return int(min(min(worth, LARGEST_REQUEST_BYTES / 1.5) * (0.5 + self._varied), missing / self.limit))
 
     def _count_request(self) -> None:
         self._requests += 1
