@@ -67,7 +67,7 @@ class Link:
         self.name = address
         """What this scheduler is called among them: versions are shared out by these names."""
         self.tried = asyncio.Event()
-        """Set once the first session stands, or could not be had."""
+        """Set once the first session stands and its scheduler has said something, or it could not be had."""
         self._hello = hello
         self._secret = secret
         self._holdings = holdings
@@ -168,6 +168,8 @@ class Link:
                 self._on_change()
             elif message is not None:
                 self._on_message(message)
+            # Not with the welcome: before it is known which seeds there are, a client's first request could go astray.
+            self.tried.set()
 
     def _hear(self, schedulers: Schedulers) -> None:
         self.told, self.name = schedulers.addresses, schedulers.own
@@ -188,7 +190,6 @@ class Link:
 
     def _connected(self) -> None:
         self.connected = True
-        self.tried.set()
         self._complained = False
         self._outbox = asyncio.Queue()
         _UP.labels(self.address).set(1)
