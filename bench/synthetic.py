@@ -14,12 +14,24 @@ from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
 
-from p2p.control import ORIGIN, Assignment, Following, Hello, Holding, Holdings, Landed, Progress, Source, Want
+from p2p.control import (
+    LAZY_REPORT_SECONDS,
+    ORIGIN,
+    Assignment,
+    Following,
+    Hello,
+    Holding,
+    Holdings,
+    Landed,
+    Progress,
+    Source,
+    Want,
+)
 from p2p.digests import piece_digest
 from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import ValidatorKind, Version
 from peer.core.transfers import PARENT_TRANSFERS
-from peer.download.reports import LAZY_REPORT_SECONDS, REPORT_SECONDS
+from peer.download.reports import REPORT_SECONDS
 from peer.link import HOLDINGS_PER_MESSAGE
 
 _UPLOAD_SLOTS = 16

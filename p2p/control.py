@@ -18,6 +18,9 @@ from p2p.versions import Version
 ORIGIN = ""
 """The `parent_id` of the origin."""
 
+LAZY_REPORT_SECONDS = 0.5
+"""How often a host reports what came from parents it follows, unless it is told otherwise."""
+
 
 class FailureReason(IntEnum):
     """Why an assignment came to nothing; the numbers are those of the protobuf enum."""
@@ -239,7 +242,7 @@ class Following:
 
     Piece i belongs to stripe i modulo `stripes`. `parents` replace all that were named before; a stripe without a
     parent comes by way of assignments. `known` digests count more than what a parent announces; `cold` is as with
-    Assignment.
+    Assignment. What comes from these parents is reported every `report_seconds`.
     """
 
     version: Version
@@ -247,6 +250,7 @@ class Following:
     parents: tuple[Parent, ...]
     known: tuple[KnownDigests, ...] = ()
     cold: bool = False
+    report_seconds: float = LAZY_REPORT_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,7 @@ class SimulatedHost:
             case Assignment():
                 self._dispatch(Assigned(message))
             case Following():
+                self.reports.lazy_seconds = message.report_seconds
                 self._dispatch(Followed(message))
             case _:
                 pass
@@ -394,7 +395,7 @@ class SimulatedHost:
     def _still_working(self) -> None:
         self._working = bool(self._transfers) and self.alive
         if self._working:
-            if self.reports.sent == self._reports_seen:
+            if self.core.awaited and self.reports.sent == self._reports_seen:
                 self._send(Progress(self._swarm.version_id))
             self._reports_seen = self.reports.sent
             self._clock.after(WORKING_SECONDS, self._still_working)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from bench.sim.clock import Clock
-from p2p.control import ORIGIN, Failed, Landed, PeerMessage, Progress
+from p2p.control import LAZY_REPORT_SECONDS, ORIGIN, Failed, Landed, PeerMessage, Progress
 from p2p.digests import piece_digest
 from p2p.pieces import spans_of
-from peer.download.reports import LAZY_REPORT_SECONDS, ORIGIN_REPORT_SECONDS, REPORT_SECONDS, joined
+from peer.download.reports import ORIGIN_REPORT_SECONDS, REPORT_SECONDS, joined
 
 
 class Reports:
@@ -25,6 +25,8 @@ class Reports:
         self._failed: list[Failed] = []
         self._followed: dict[int, str] = {}
         """The parents of pieces that nobody waits to hear of."""
+        self.lazy_seconds = LAZY_REPORT_SECONDS
+        """How long what came from followed parents waits."""
         self.sent = 0
         """How many reports went out."""
         self._soon: float | None = None
@@ -48,7 +50,7 @@ class Reports:
                 for index in landed.span:
                     self._followed[index] = landed.parent_id
             if self._later is None:
-                self._later = self._clock.now + LAZY_REPORT_SECONDS
+                self._later = self._clock.now + self.lazy_seconds
                 self._clock.at(self._later, self._flush_later, self._later)
 
     def flush(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from p2p.control import (
+    LAZY_REPORT_SECONDS,
     ORIGIN,
     Allowance,
     Assignment,
@@ -65,6 +66,7 @@ from p2p.v1 import scheduler_pb2 as pb
 _MAX_SLOTS = 65_536
 
 MAX_STRIPES = 64
+MAX_REPORT_SECONDS = 60.0
 
 _VERSION_ID = re.compile(r"[0-9a-f]{32}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.:_~%!$&'()*+,;=\[\]-]{1,300}:[0-9]{1,5}")
@@ -252,6 +254,7 @@ def _following_to_proto(following: Following) -> pb.Following:
         ],
         known=[pb.KnownDigests(span=span_to_proto(k.span), digests=b"".join(k.digests)) for k in following.known],
         cold=following.cold,
+        report_seconds=following.report_seconds,
     )
 
 
@@ -274,7 +277,10 @@ def _following_from_proto(following: pb.Following) -> Following:
     for each in bounded(following.known, "following.known"):
         span = span_from_proto(each.span, pieces, "known.span")
         known.append(KnownDigests(span, digests_from_proto(each.digests, len(span), "known.digests")))
-    return Following(version, count, parents, tuple(known), following.cold)
+    seconds = following.report_seconds or LAZY_REPORT_SECONDS
+    if not 0 < seconds <= MAX_REPORT_SECONDS:
+        raise BadRequestError(f"following.report_seconds is {seconds}, not up to {MAX_REPORT_SECONDS}")
+    return Following(version, count, parents, tuple(known), following.cold, seconds)
 
 
 def _stripes(stripes: Iterable[int], count: int, what: str) -> tuple[int, ...]:

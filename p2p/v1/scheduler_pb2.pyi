@@ -721,9 +721,12 @@ class Following(_message.Message):
     PARENTS_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     COLD_FIELD_NUMBER: _builtins.int
+    REPORT_SECONDS_FIELD_NUMBER: _builtins.int
     stripes: _builtins.int
     cold: _builtins.bool
     """as in an Assignment"""
+    report_seconds: _builtins.float
+    """how often to report what comes from them; 0: every half second"""
     @_builtins.property
     def version(self) -> Global___Version: ...
     @_builtins.property
@@ -742,10 +745,11 @@ class Following(_message.Message):
         parents: _abc.Iterable[Global___Parent] | None = ...,
         known: _abc.Iterable[Global___KnownDigests] | None = ...,
         cold: _builtins.bool = ...,
+        report_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "known", b"known", "parents", b"parents", "stripes", b"stripes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "known", b"known", "parents", b"parents", "report_seconds", b"report_seconds", "stripes", b"stripes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

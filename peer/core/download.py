@@ -125,6 +125,11 @@ class DownloadCore:
         """Whether nothing is wanted, due or under way: the download may be forgotten."""
         return not (self._wanted or self._flights or self._plans.due or self._plans.planned)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether some transfer is one whose end the scheduler waits for: none that came of following a parent."""
+        return self._flights.from_parents > 0 or self._flights.from_origin > 0
+
     def apply(self, event: Event, *, now: float) -> list[Command]:
         """Take an event at `now` (monotonic seconds) and return what is to be done, in order."""
         commands: list[Command] = []

@@ -162,6 +162,7 @@ class Download:
         elif isinstance(event, Followed):
             self.cold |= event.following.cold
             self._parents.learn(event.following.known)
+            self._reports.lazy_seconds = event.following.report_seconds
         for command in self._core.apply(event, now=time.monotonic()):
             self._carry_out(command)
         self._set_timer()
@@ -308,7 +309,7 @@ class Download:
     def _still_working(self) -> None:
         self._working = None
         if self._tasks:
-            if self._reports.sent == self._reports_seen:
+            if self._core.awaited and self._reports.sent == self._reports_seen:
                 self._send(Progress(self.entry.version.id))
             self._reports_seen = self._reports.sent
             self._working = asyncio.get_running_loop().call_later(WORKING_SECONDS, self._still_working)

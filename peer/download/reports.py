@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 
-from p2p.control import ORIGIN, Failed, FailureReason, Landed, PeerMessage, Progress
+from p2p.control import LAZY_REPORT_SECONDS, ORIGIN, Failed, FailureReason, Landed, PeerMessage, Progress
 from p2p.digests import piece_digest
 from p2p.errors import (
     CorruptPieceError,
@@ -35,9 +35,6 @@ REPORT_SECONDS = 0.002
 ORIGIN_REPORT_SECONDS = 0.010
 """The same for what came from the origin: at the rate of a fast link that is a piece or two."""
 
-LAZY_REPORT_SECONDS = 0.5
-"""The same for what came from parents that are followed: that plans itself, and the scheduler only keeps the books."""
-
 
 class Reports:
     """Batches the reports of one version; belongs to the event loop."""
@@ -52,6 +49,8 @@ class Reports:
         self._soon: asyncio.TimerHandle | None = None
         self._soon_is_hurried = False
         self._later: asyncio.TimerHandle | None = None
+        self.lazy_seconds = LAZY_REPORT_SECONDS
+        """The same for what came from followed parents, of which the scheduler only keeps the books."""
         self.sent = 0
         """How many reports went out."""
 
@@ -61,7 +60,7 @@ class Reports:
         if not soon:
             self._followed |= {index: landed.parent_id for landed in news.landed for index in landed.span}
             if self._later is None:
-                self._later = loop.call_later(LAZY_REPORT_SECONDS, self.flush)
+                self._later = loop.call_later(self.lazy_seconds, self.flush)
             return
         self._landed += news.landed
         self._failed += news.failed

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from itertools import islice
 from statistics import median
 
-from p2p.control import Following, KnownDigests, Parent
+from p2p.control import LAZY_REPORT_SECONDS, Following, KnownDigests, Parent
 from p2p.pieces import Bitmap
 from scheduler.core.member import Member
 from scheduler.core.messages import Command, Send
@@ -38,6 +38,11 @@ _SLOW = 1 / 3
 """A host that is slower than this part of the median may be the cause of its children's trouble."""
 _SAMPLE = 64
 """So many hosts make the median."""
+_REPORTS_A_SECOND = 2000
+"""How many reports of what trees brought the hosts of a swarm are to make in all; where that means that each makes
+fewer than it would, how fast it is is known later."""
+_REPORT_SECONDS = 10.0
+"""How rare reports become at the most."""
 
 
 class Grove:
@@ -55,6 +60,11 @@ class Grove:
         self.blamed: dict[str, int] = {}
         """How often each host turned out to be the one above a complaint."""
         self._known: tuple[int, Bitmap, tuple[KnownDigests, ...]] = (0, Bitmap(swarm.size), ())
+
+    @property
+    def report_seconds(self) -> float:
+        """How often a host is to report what the trees bring: the more hosts, the more seldom."""
+        return min(max(LAZY_REPORT_SECONDS, len(self.swarm.peers) / _REPORTS_A_SECOND), _REPORT_SECONDS)
 
     def stripe(self, stripe: int) -> Bitmap:
         """Return the pieces of a stripe."""
@@ -150,7 +160,8 @@ class Grove:
 
     def _slow(self, member: Member) -> bool:
         others = islice((other for other in self.trees.members.values() if other.needs), _SAMPLE)
-        return bool(member.needs) and self._rate(member) < _SLOW * median(map(self._rate, others))
+        reported = member.have > member.had or self.now - member.since > 2 * self.report_seconds
+        return bool(member.needs) and reported and self._rate(member) < _SLOW * median(map(self._rate, others))
 
     def _rate(self, member: Member) -> float:
         return (member.have - member.had) / max(0.1, self.now - member.since)
@@ -232,7 +243,8 @@ def _tell(state: State, swarm: Swarm, grove: Grove, member: Member) -> list[Comm
         Parent(host_id, state.hosts[host_id].hello.address, tuple(stripes), host_id in state.seeds)
         for host_id, stripes in stripes_from.items()
     )
-    return [Send(peer.host.id, Following(swarm.version, grove.trees.stripes, parents, known, peer.cold))]
+    following = Following(swarm.version, grove.trees.stripes, parents, known, peer.cold, grove.report_seconds)
+    return [Send(peer.host.id, following)]
 
 
 def follows(swarm: Swarm, peer: Peer, parent_id: str) -> bool:

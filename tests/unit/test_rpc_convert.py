@@ -173,7 +173,8 @@ def followings(draw: st.DrawFn) -> Following:
     parents = draw(st.lists(st.builds(Parent, host_ids, st.just("10.0.0.1:65002"), stripes, st.booleans()), max_size=3))
     some = draw(st.lists(spans(PieceLayout.of(version.length).count), max_size=3))
     known = tuple(KnownDigests(span, digests(len(span))) for span in some)
-    return Following(version, count, tuple(parents), known, draw(st.booleans()))
+    seconds = draw(st.floats(0.5, 60.0))
+    return Following(version, count, tuple(parents), known, draw(st.booleans()), seconds)
 
 
 @given(peer_messages)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p.control import ORIGIN, Failed, FailureReason, Landed, PeerMessage, Progress
+from p2p.control import LAZY_REPORT_SECONDS, ORIGIN, Failed, FailureReason, Landed, PeerMessage, Progress
 from p2p.digests import piece_digest
 from p2p.pieces import Span
 from peer.download import reports
@@ -72,20 +72,22 @@ async def test_each_kind_of_news_waits_as_long_as_it_may(tmp_path: Path, monkeyp
         with monkeypatch.context() as patch:
             timers = Timers(patch)
             told = Reports(entry, sent.append)
+            assert told.lazy_seconds == LAZY_REPORT_SECONDS
+            told.lazy_seconds = lazy_seconds = 2.5
             told.add(progress(piece(3, "p3")), soon=False)
             told.add(progress(piece(0, "p0")), soon=False)
             told.add(progress(piece(4, "p0")), soon=False)
-            assert timers.pending() == [reports.LAZY_REPORT_SECONDS]
+            assert timers.pending() == [lazy_seconds]
             told.add(progress(piece(1, ORIGIN, D[1])), soon=True)
             told.add(progress(piece(2, ORIGIN, D[2])), soon=True)
-            assert timers.pending() == [reports.ORIGIN_REPORT_SECONDS, reports.LAZY_REPORT_SECONDS]
+            assert timers.pending() == [reports.ORIGIN_REPORT_SECONDS, lazy_seconds]
             failed = Failed(Span(5, 6), "p5", FailureReason.BUSY)
             told.add(progress(failed=(failed,)), soon=True)
-            assert timers.pending() == [reports.REPORT_SECONDS, reports.LAZY_REPORT_SECONDS]
+            assert timers.pending() == [reports.REPORT_SECONDS, lazy_seconds]
             timers.fire(reports.REPORT_SECONDS)
             version_id = entry.version.id
             assert sent == [Progress(version_id, (Landed(Span(1, 3), ORIGIN, (D[1], D[2])),), (failed,))]
-            timers.fire(reports.LAZY_REPORT_SECONDS)
+            timers.fire(lazy_seconds)
             proof = piece_digest(content(entry, 3)[1] + content(entry, 4)[1])
             first = Landed(Span(0, 1), "p0", proof=piece_digest(content(entry, 0)[1]))
             assert sent[1:] == [Progress(version_id, (first, Landed(Span(3, 5), "p3", proof=proof)))]
