@@ -59,8 +59,6 @@ class Links:
         self._told: frozenset[str] = frozenset()
         self._reached: tuple[str, ...] = ()
         self._met: set[str] = set()
-        if not self._names:
-            self._asked.set()
 
     def of(self, version_id: str) -> str | None:
         """Return the name of the version's scheduler among those that can be reached, or None."""
@@ -107,6 +105,8 @@ class Links:
         async with TaskScope() as scope:
             self._scope = scope
             self._reconcile()
+            if not self._names:
+                self._asked.set()
             for name in self._names:
                 scope.spawn(self._resolve(name), name=f"addresses of {name}")
             await asyncio.Event().wait()

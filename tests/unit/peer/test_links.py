@@ -187,3 +187,16 @@ async def test_who_let_go_for_an_heir_that_nobody_reaches_hears_it_again(monkeyp
 async def test_a_name_stands_for_all_its_addresses() -> None:
     async with a_world(DnsName("127.0.0.1", 8002)) as world:
         assert set(world.links.status()) == {"127.0.0.1:8002"}
+
+
+async def test_a_host_waits_also_for_sessions_that_are_yet_to_be_begun() -> None:
+    world = World("a:1")
+    settled = asyncio.ensure_future(world.links.settle(3600))
+    async with TaskScope() as scope:
+        # `settle` is called before `run` has had its first turn.
+        running = scope.spawn(world.links.run(), name="links")
+        await world.begun.wait()
+        assert not settled.done()
+        world.made["a:1"].tried.set()
+        await settled
+        running.cancel()
