@@ -45,9 +45,8 @@ class Member:
 
     @property
     def used(self) -> int:
-        """How many slots its children take: none for those that are slow or in another zone."""
-        zone = self.zone
-        return sum(not child.slow and child.zone == zone for kids in self.children for child in kids)
+        """How many slots its children take: none for those that are slow."""
+        return sum(not child.slow for kids in self.children for child in kids)
 
     def __repr__(self) -> str:
         return f"Member({self.host_id!r})"

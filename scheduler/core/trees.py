@@ -285,6 +285,16 @@ class Trees:
     def _best(self, child: Member, stripe: int, *, fit: Callable[[Member], bool] | None = None) -> Member | None:
         """Return who has a free slot: first who needs nothing, then who is interior here, others, and the root."""
         zone, root = child.zone, self.root
+        if parent := self._with_slot(child, stripe, zone, fit=fit):
+            return parent
+        if fit is None and self._near_root(zone) and self._root_open(stripe) and self._able(root, child, stripe):
+            return root
+        return None
+
+    def _with_slot(
+        self, child: Member, stripe: int, zone: str, *, fit: Callable[[Member], bool] | None = None
+    ) -> Member | None:
+        """Return who in a zone has a free slot: first who needs nothing, then who is interior here, then others."""
         for interior in (NOWHERE, stripe):
             if parent := self._shallowest(child, stripe, islice(self._free.get((zone, interior), ()), _LOOK), fit):
                 return parent
@@ -294,11 +304,7 @@ class Trees:
             if interior != stripe
             for member in islice(self._free.get((zone, interior), ()), _LOOK)
         )
-        if parent := self._shallowest(child, stripe, others, fit):
-            return parent
-        if fit is None and self._near_root(zone) and self._root_open(stripe) and self._able(root, child, stripe):
-            return root
-        return None
+        return self._shallowest(child, stripe, others, fit)
 
     def _shallowest(
         self, child: Member, stripe: int, among: Iterable[Member], fit: Callable[[Member], bool] | None = None
@@ -334,9 +340,17 @@ class Trees:
         return best
 
     def _abroad(self, child: Member, stripe: int) -> Member | None:
-        """Return a parent in another zone, for the first of its own zone: that takes no slot, the link is thin."""
-        for zone in self._zones:
-            if zone != child.zone and (parent := self._crowd(child, stripe, zone)):
+        """Return a parent in another zone, for the first of its own zone.
+
+        That takes a slot like any other child: if the link is thin, part of an uplink idles; if it is not, several
+        such children of one host, each with all of its zone below it, would get no more than that host can send.
+        """
+        others = [zone for zone in self._zones if zone != child.zone]
+        for zone in others:
+            if parent := self._with_slot(child, stripe, zone):
+                return parent
+        for zone in others:
+            if parent := self._crowd(child, stripe, zone):
                 return parent
         root = self.root
         if (
@@ -418,11 +432,13 @@ class Trees:
                     self._attach(child, stripe, member)
 
     def _take(self, member: Member, child: Member, stripe: int) -> None:
+        host = child.parents[stripe]
+        assert host is not None
         if (
             member.used < member.slots
             and child is not member
-            and child.zone == member.zone
-            and child.parents[stripe] is not member
+            and member.zone in (child.zone, host.zone)
+            and host is not member
             and child.have - member.have <= _DISPLACED_HAVE
             and self.depth(member, stripe, below=child) != NOWHERE
             and self._able(member, child, stripe)
