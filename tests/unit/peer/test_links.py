@@ -190,7 +190,7 @@ async def test_a_name_stands_for_all_its_addresses() -> None:
 
 
 async def test_a_host_waits_also_for_sessions_that_are_yet_to_be_begun() -> None:
-    world = World("a:1")
+    world = World(Address("a", 1))
     settled = asyncio.ensure_future(world.links.settle(3600))
     async with TaskScope() as scope:
         # `settle` is called before `run` has had its first turn.
