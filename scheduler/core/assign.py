@@ -40,8 +40,9 @@ _SOURCES_A_SEED_TRIES = 2
 _COMPARED = 32
 """Among so many parents, at the most, the least loaded is sought."""
 
-NOTABLY_SLOWER = 0.8
-"""A host that has its own share takes over another's once that one has brought less than this part of what it has."""
+LEFT_BEHIND = 0.4
+"""A host that has its own share takes over another's as long as that one has more left than this part of what it has
+brought: it would take so much longer yet. Hosts that are about equally fast keep to their halves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,7 @@ def _left_by_slower(size: int, fetcher: _Fetcher, fetchers: Sequence[_Fetcher], 
     """Return the pieces of those who are notably slower: what equals leave each other they would only both wait for."""
     pieces = Bitmap(size)
     for other, theirs in zip(fetchers, own, strict=True):
-        if other.brought < NOTABLY_SLOWER * fetcher.brought:
+        if other is not fetcher and len(theirs) > LEFT_BEHIND * other.brought:
             pieces |= theirs
     return pieces & fetcher.pieces
 

@@ -75,7 +75,7 @@ def brought_by_two_seeds(*, slower_by: int) -> list[int]:
 def test_equally_fast_seeds_bring_half_each_and_a_slow_one_what_it_can() -> None:
     assert brought_by_two_seeds(slower_by=1) == [240, 240]
     fast, slow = brought_by_two_seeds(slower_by=4)
-    assert fast > 2.5 * slow
+    assert fast > 2 * slow
 
 
 def test_what_a_seed_landed_goes_to_the_children_with_its_digest_and_into_the_journal() -> None:
