@@ -26,6 +26,8 @@ _LOOK = 32
 """So many hosts of a kind are compared at the most."""
 _TRIES = 128
 """So many crowded hosts are asked for a place at the most, where no better one was found."""
+_RELIEVED, _RELIEVING = 2, 4
+"""So many crowded hosts are relieved at a time at the most, by so many of a kind that have slots."""
 _DISPLACED_HAVE = 0.15
 """Who has more of the file than this part more than a newcomer never follows it: it would only wait."""
 _DISPLACED_AT_ROOT = 0.05
@@ -171,7 +173,9 @@ class Trees:
                 self.move(member, stripe)
 
     def shelter(self) -> None:
-        """Try again to find parents for those who have none in a stripe."""
+        """Try again to find parents for those who have none in a stripe, and slots for those who are one too many."""
+        for host in tuple(islice(self.crowded, _RELIEVED)):
+            self._relieve(host)
         if self.homeless:
             waiting = tuple(islice(self.homeless, _LOOK))
             for member, stripe in waiting:
@@ -410,12 +414,26 @@ class Trees:
         for host in tuple(islice(self.crowded, _LOOK)):
             if member.used >= member.slots:
                 return
-            if host is member or host.zone != member.zone:
-                continue
-            for stripe in sorted(range(self.stripes), key=lambda stripe: stripe != member.interior):
-                for child in sorted(host.children[stripe], key=lambda child: len(child.children[stripe])):
-                    if host in self.crowded and not child.slow:
-                        self._take(member, child, stripe)
+            if host is not member and host.zone == member.zone:
+                self._take_from(member, host)
+
+    def _relieve(self, host: Member) -> None:
+        """Give a child of a host that has too many to somebody with a free slot, if there is anybody."""
+        for interior in (host.interior, NOWHERE, *(s for s in range(self.stripes) if s != host.interior)):
+            for member in tuple(islice(self._free.get((host.zone, interior), ()), _RELIEVING)):
+                self._take_from(member, host)
+                if host not in self.crowded:
+                    return
+        # Others get their turn.
+        del self.crowded[host]
+        self.crowded[host] = None
+
+    def _take_from(self, member: Member, host: Member) -> None:
+        """Let a host have children of another that has too many, those without children first, as far as both may."""
+        for stripe in sorted(range(self.stripes), key=lambda stripe: stripe != member.interior):
+            for child in sorted(host.children[stripe], key=lambda child: len(child.children[stripe])):
+                if host in self.crowded and not child.slow:
+                    self._take(member, child, stripe)
 
     def _ease_root(self, member: Member) -> None:
         """Let a host near the seeds stand between them and others of far zones, who came before any such host."""
