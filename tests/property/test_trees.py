@@ -156,6 +156,16 @@ def test_each_stripe_enters_a_zone_once() -> None:
             assert len(entries) == 1
 
 
+@pytest.mark.parametrize("hosts", [16, 64, 250])
+def test_who_brings_a_stripe_into_a_zone_takes_a_slot(hosts: int) -> None:
+    trees = grown(hosts, zones=2)
+    trees.shelter()
+    over = [member.used - member.slots for member in trees.members.values()]
+    assert max(over) <= 1
+    assert sum(over) == -STRIPES, "the far zone's entries and all others have slots, and those of the seed are left"
+    assert len(trees.crowded) <= 1 + hosts // 50
+
+
 def test_who_comes_from_afar_first_leaves_the_seed_to_those_who_are_near() -> None:
     trees = Trees(STRIPES, lambda *_: True)
     trees.reseat(1, frozenset(["here"]))
