@@ -145,6 +145,23 @@ def test_what_crosses_between_zones_is_counted() -> None:
     assert record.crossing_bytes >= scenario.size
 
 
+def test_a_zone_behind_a_fat_link_is_as_fast_as_the_other() -> None:
+    scenario = Scenario(nodes=32, size=4 * 1024 * MIB, zones=2, zone_rate=2e9)
+    record = SimulatedSwarm(scenario).run()
+    assert Run("damselfly", scenario, record, 0.0).seconds[-1] <= 1.15 * scenario.single_node_seconds
+    assert record.crossing_bytes <= 1.2 * scenario.size
+
+
+def test_a_zone_behind_a_thin_link_costs_the_other_little() -> None:
+    scenario = Scenario(nodes=32, size=1024 * MIB, zones=2, zone_rate=1.25e8)
+    swarm = SimulatedSwarm(scenario)
+    record = swarm.run()
+    last = max(record.arrived.values())
+    near = [record.completed[host.number] - last for host in swarm.hosts.values() if host.zone == 0 and not host.seed]
+    assert max(near) <= 1.3 * scenario.single_node_seconds
+    assert record.crossing_bytes <= 1.05 * scenario.size
+
+
 def test_a_run_that_does_not_end_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scenario, "give_up_seconds", 0.5)
     with pytest.raises(SimulationError, match=r"seed 7: 8 nodes had not got the file at 0\.\d+ s; .*--seed"):
