@@ -29,9 +29,9 @@ from p2p.telemetry import REGISTRY
 DRAINED_BYTES = 64 * 1024
 """A refusal's body up to this long is read to its end, so that the connection can be kept."""
 
-PATIENT_SECONDS = 0.05
-"""A read of the body waits in the kernel for all that it asked for, if that takes no longer at the rate of the last
-one: each wake-up of a thread costs several times what is done with the bytes, and takes the GIL from another."""
+PATIENT_SECONDS = 0.1
+"""For how long a read of the body waits in the kernel until all that it asked for has come: each wake-up of a thread
+costs several times what is done with the bytes, and takes the GIL from another."""
 
 LOW_WATER_BYTES = 96 * 1024
 """Such a read is woken for no less, as long as more than that is sure to come."""
@@ -155,7 +155,6 @@ class _Incoming(io.RawIOBase):
         self._limits = limits
         self._progress = progress
         self._low_water = 1
-        self._soon = 0.0
         self.received = 0
         self.coming = 0
         """How many bytes the other side is sure to send if nothing breaks; the reader of the body says so."""
@@ -172,24 +171,35 @@ class _Incoming(io.RawIOBase):
         self._pace = Pace(self._limits, now=time.monotonic())
 
     def readinto(self, buffer: Any) -> int:
-        began = time.monotonic()
         # The wait for the answer began when its request was sent.
-        self._progress.waiting_since = min(self._progress.waiting_since, began)
-        count = self._socket.recv_into(buffer, 0, self._flags(len(buffer)))
+        self._progress.waiting_since = min(self._progress.waiting_since, time.monotonic())
+        count = self._receive(buffer)
         now = time.monotonic()
-        self._soon = PATIENT_SECONDS * count / max(now - began, 1e-6)
         self.received += count
         self._progress.got(count, now)
         if count and not self._pace.note(count, now=now):
             raise StalledError(f"less than {self._limits.floor_bytes_per_second:g} bytes a second came")
         return count
 
+    def _receive(self, buffer: Any) -> int:
+        """Return how many bytes came: at least one, unless the other side has ended. Raises TimeoutError."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            return self._socket.recv_into(buffer)
+        flags = self._flags(len(buffer))
+        deadline = time.monotonic() + self._limits.stall_seconds
+        while True:
+            try:
+                return self._socket.recv_into(buffer, 0, flags)
+            except BlockingIOError:  # nothing came for PATIENT_SECONDS
+                if time.monotonic() >= deadline:
+                    raise TimeoutError from None
+
     def _flags(self, size: int) -> int:
         """Return how the next `size` bytes are to be received, and say to the kernel what to wake this thread for."""
-        if not LOW_WATER_BYTES < size <= min(self._soon, self.coming) or isinstance(self._socket, ssl.SSLSocket):
+        if not _HEAD_BUFFER_BYTES < size <= self.coming:
             self._wake_for(1)
             return 0
-        # A mark that what is still to come might not reach would be waited for until the deadline.
+        # A mark that what is still to come might not reach would be waited for in vain.
         self._wake_for(LOW_WATER_BYTES if self.coming - size >= LOW_WATER_BYTES else 1)
         return socket.MSG_WAITALL
 
@@ -280,9 +290,12 @@ class Connection:
             return
         # The kernel's own deadline: Python's costs a poll before every read, and cannot wait for a whole buffer.
         sock.settimeout(None)
-        seconds, rest = divmod(max(self._limits.stall_seconds, 0.001), 1)
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(rest * 1e6)))
+        for option, seconds in (
+            (socket.SO_RCVTIMEO, PATIENT_SECONDS),
+            (socket.SO_SNDTIMEO, self._limits.stall_seconds),
+        ):
+            whole, rest = divmod(seconds, 1)
+            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(whole), max(1, int(rest * 1e6))))
 
     def _attach(self, sock: socket.socket) -> None:
         with self._lock:
