@@ -10,21 +10,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from bench.cluster import DAMSELFLY
 from bench.process import Child, ChildError
-from bench.scheduler_core import CoreSample, load_core
+from bench.scheduler_core import CoreSample, load_core, weigh_core
 from bench.scheduler_load import LoadFigures
 from bench.synthetic import Scene
 from p2p.pieces import GIB, MIB
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _READY_SECONDS = 60.0
+_WEIGH_SECONDS = 60.0
 _SET_UP_SECONDS = 900.0
 _STOP_SECONDS = 15.0
+_WEIGHED_TASKS = 50
+"""So many tasks' memory is weighed, at the most: it is the same for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,8 @@ class ServiceSample:
 
     load: LoadFigures
     cpu_seconds: float
-    pair_bytes: float
+    pair_bytes: float | None
+    """Of the process, with its sessions; None where hosts want one object after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Plan:
 
     throughput: Scene
     service: Scene
+    service_parts: Scene
     decisions: Scene
     service_decisions: Scene
     seconds: float
@@ -52,11 +60,14 @@ class Plan:
 
         Through the process, decisions are timed while hosts report a quarter of the pieces that are asked for a second.
         """
+        # A host has an object after 1.7 s at best, half of a large one after 3.4 s; some begin while others join.
+        objects, halves = round(seconds / 1.7) + 8, round(seconds / 3.4) + 3
         hosts, tasks = max(8, round(256 * scale)), max(2, round(1000 * scale))
         peers = max(8, round(100 * scale))
         return cls(
             throughput=Scene(hosts, 1, 2 * GIB),
-            service=Scene(hosts, 1, 8 * GIB, primed=True),
+            service=Scene(hosts, objects, 2 * GIB, rolling=True),
+            service_parts=Scene(hosts, halves, 8 * GIB, primed=True, rolling=True),
             decisions=Scene(peers, tasks, 256 * MIB, primed=True),
             service_decisions=Scene(peers, tasks, 256 * MIB, 1e10 / peers, primed=True),
             seconds=seconds,
@@ -68,8 +79,11 @@ class Sample:
     """One round."""
 
     core: CoreSample
+    core_pair_bytes: float
     service: ServiceSample
+    service_parts: ServiceSample
     decisions: CoreSample
+    decisions_pair_bytes: float
     service_decisions: ServiceSample
 
 
@@ -77,21 +91,29 @@ def measure(plan: Plan, *, rounds: int, progress: Callable[[str], None]) -> list
     """Measure everything `rounds` times. Raises ChildError where a process does not do what it should."""
     samples: list[Sample] = []
     for number in range(1, rounds + 1):
+        seconds = plan.seconds
         progress(f"round {number}: core, throughput")
-        core = _core(plan.throughput, alone=False, seconds=plan.seconds)
+        core = _apart(load_core, plan.throughput, alone=False, seconds=seconds)
         progress(f"round {number}: core, decisions")
-        decisions = _core(plan.decisions, alone=True, seconds=plan.seconds)
+        decisions = _apart(load_core, plan.decisions, alone=True, seconds=seconds)
+        progress(f"round {number}: core, memory")
+        core_bytes = _apart(weigh_core, plan.throughput, seconds=_WEIGH_SECONDS)
+        fewer = replace(plan.decisions, tasks=min(plan.decisions.tasks, _WEIGHED_TASKS))
+        decisions_bytes = _apart(weigh_core, fewer, seconds=_WEIGH_SECONDS)
         progress(f"round {number}: process, throughput")
-        service = _service(plan.service, seconds=plan.seconds)
+        service = _service(plan.service, seconds=seconds)
+        progress(f"round {number}: process, throughput by parts")
+        service_parts = _service(plan.service_parts, seconds=seconds)
         progress(f"round {number}: process, decisions")
-        samples.append(Sample(core, service, decisions, _service(plan.service_decisions, seconds=plan.seconds)))
+        service_decisions = _service(plan.service_decisions, seconds=seconds)
+        samples.append(Sample(core, core_bytes, service, service_parts, decisions, decisions_bytes, service_decisions))
     return samples
 
 
-def _core(scene: Scene, *, alone: bool, seconds: float) -> CoreSample:
-    # A process of its own: memory is compared with a fresh one's, and nothing of an earlier run is in the way.
+def _apart(load: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    # A process of its own: nothing of an earlier run is in the way.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(load_core, scene, alone=alone, seconds=seconds).result()
+        return pool.submit(load, *args, **kwargs).result()
 
 
 def _service(scene: Scene, *, seconds: float) -> ServiceSample:
@@ -112,7 +134,8 @@ def _service(scene: Scene, *, seconds: float) -> ServiceSample:
                 if code != 0:
                     raise ChildError(f"the load ended with code {code}; its log ends with:\n{load.tail()}")
                 figures = LoadFigures(**json.loads(load.tail().splitlines()[-1]))
-            return ServiceSample(figures, cpu_seconds, (scheduler.rss_anon_bytes() - empty) / scene.pairs)
+            grown = scheduler.rss_anon_bytes() - empty
+            return ServiceSample(figures, cpu_seconds, None if scene.rolling else grown / scene.pairs)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from math import inf
 from random import Random
 
 from bench.synthetic import Member, Scene, pieces_of, quantile
@@ -35,8 +37,7 @@ class CoreSample:
     """What the core did: pieces that landed, the reports that said so, assignments that left, and what it cost.
 
     The quantiles are those of decision passes, from the arrival of the first report to the departure of the last
-    assignment; None without any. `pair_bytes` is the process's growth of anonymous memory a (host, task), from nothing
-    to the end of the run.
+    assignment; None without any.
     """
 
     pieces: int
@@ -45,7 +46,6 @@ class CoreSample:
     cpu_seconds: float
     p50_seconds: float | None
     p99_seconds: float | None
-    pair_bytes: float
 
 
 def load_core(scene: Scene, *, alone: bool, seconds: float) -> CoreSample:
@@ -53,7 +53,6 @@ def load_core(scene: Scene, *, alone: bool, seconds: float) -> CoreSample:
 
     `alone`: each report meets the scheduler on its own.
     """
-    before = _rss_anon_bytes()
     swarm = _Swarm(scene)
     swarm.set_up()
     swarm.run(alone=alone, seconds=seconds)
@@ -64,8 +63,25 @@ def load_core(scene: Scene, *, alone: bool, seconds: float) -> CoreSample:
         cpu_seconds=swarm.cpu_seconds,
         p50_seconds=quantile(swarm.decisions, 0.5),
         p99_seconds=quantile(swarm.decisions, 0.99),
-        pair_bytes=(_rss_anon_bytes() - before) / scene.pairs,
     )
+
+
+def weigh_core(scene: Scene, *, seconds: float) -> float:
+    """Return the bytes that a core keeps a (host, task) when half of a scene has landed; takes at most `seconds`.
+
+    Whole swarms and hosts are in it, the hosts' own state in this process is not. All allocations are counted, so
+    nothing else may run in the process, and nothing runs fast.
+    """
+    tracemalloc.start()
+    try:
+        swarm = _Swarm(scene)
+        swarm.set_up()
+        swarm.run(alone=False, seconds=seconds, share=0.5)
+        swarm.forget_hosts()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] / scene.pairs
+    finally:
+        tracemalloc.stop()
 
 
 class _Swarm:
@@ -90,11 +106,13 @@ class _Swarm:
             hosts = [host_id for host_id, member in self._members.items() if not member.hello.seed]
             self._apply([Wanted(host_id, want) for host_id in hosts])
 
-    def run(self, *, alone: bool, seconds: float) -> None:
-        """Let pieces land and be reported, and count what follows from it."""
+    def run(self, *, alone: bool, seconds: float, share: float = 1.0) -> None:
+        """Let pieces land and be reported, up to a part (0 to 1) of all, and count what follows from it."""
         self.assignments = 0
         deadline = time.monotonic() + seconds
-        while self._wakes and time.monotonic() < deadline:
+        lacking = sum(map(len, (span for number in range(self._scene.hosts) for span in self._scene.lacking(number))))
+        enough = share * lacking * self._scene.tasks if share < 1.0 else inf
+        while self._wakes and self.pieces < enough and time.monotonic() < deadline:
             for events in self._bursts(alone=alone):
                 self.pieces += sum(pieces_of(event.progress) for event in events)
                 self.reports += len(events)
@@ -103,6 +121,11 @@ class _Swarm:
                 self.cpu_seconds += time.thread_time() - cpu_began
                 self.decisions.append(time.perf_counter() - began)
                 self._carry_out(commands)
+
+    def forget_hosts(self) -> None:
+        """Drop what the hosts know: only the core is left."""
+        for kept in (self._members, self._wakes, self._wake_at, self.decisions):
+            kept.clear()
 
     def _bursts(self, *, alone: bool) -> Iterator[list[Progressed]]:
         """Let time go on until hosts report, and yield what meets the scheduler at once."""
@@ -154,8 +177,3 @@ class _Swarm:
             self._wake_at[host_id] = at
             if at is not None:
                 heapq.heappush(self._wakes, (at, host_id))
-
-
-def _rss_anon_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))

@@ -10,13 +10,14 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import grpc
 import uvloop
 
 from bench.synthetic import Member, Scene, pieces_of, quantile
-from p2p.control import Allowance, Assignment, Following, OriginLoad, OriginUse, PeerMessage
+from p2p.control import Allowance, Assignment, Following, OriginLoad, OriginUse, PeerMessage, Want
 from p2p.rpc.channel import open_channel
 from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
 from p2p.tasks import TaskScope
@@ -33,7 +34,12 @@ _QUESTION = OriginUse((OriginLoad("http://origin.invalid:80", 1, serial=1),))
 class _Session:
     """One host's stream."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, scene: Scene, number: int) -> None:
+        self.lacking = scene.lacking(number)
+        self.wants: Iterator[Want] = scene.wants()
+        """What the host wants next, where it wants one object after another."""
+        self.asked: tuple[str, float] | None = None
+        """The version that it wants, and when it said so, as long as nothing was assigned of that."""
         self.call: grpc.aio.StreamStreamCall[PeerProto, SchedulerProto] = SchedulerStub(open_channel(address)).Session()
         self.answered = asyncio.Event()
         """Set once the scheduler has answered the question."""
@@ -50,6 +56,8 @@ class _Session:
 class LoadFigures:
     """What was said within `seconds`, and how long it took from a report to the next assignment of all.
 
+    Where hosts want one object after another it is the time from a wish to the first assignment that meets it.
+
     Both quantiles include the way through the sockets, twice, and are None where nothing was assigned.
     """
 
@@ -64,6 +72,7 @@ class LoadFigures:
 class _Load:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
+        self._begun = False
         self._reported_at: float | None = None
         self._pieces = self._reports = self._assignments = 0
         self._latencies: list[float] = []
@@ -74,14 +83,17 @@ class _Load:
         members = self._scene.members()
         async with TaskScope() as scope:
             async with asyncio.timeout(_SET_UP_SECONDS):
-                sessions = [await self._join(scope, address, member) for member in members]
+                sessions = [await self._join(scope, address, member, number) for number, member in enumerate(members)]
                 for number, session in enumerate(sessions):
                     for holdings in self._scene.holdings(number):
                         await session.say(holdings)
-                for want in self._scene.wants():
+                self._begun = True
+                for want in () if self._scene.rolling else self._scene.wants():
                     for member, session in zip(members, sessions, strict=True):
                         if not member.hello.seed:
                             await session.say(want)
+                for member, session in zip(members, sessions, strict=True):
+                    await self._want_more(session, member)
                 # Its answer is behind that to everything before: the scheduler has no wishes left to read.
                 for session in sessions:
                     await session.say(_QUESTION)
@@ -100,8 +112,8 @@ class _Load:
                 quantile(self._latencies, 0.99),
             )
 
-    async def _join(self, scope: TaskScope, address: str, member: Member) -> _Session:
-        session = _Session(address)
+    async def _join(self, scope: TaskScope, address: str, member: Member, number: int) -> _Session:
+        session = _Session(address, self._scene, number)
         await session.say(member.hello)
         await session.call.read()  # the welcome
         wake = asyncio.Event()
@@ -122,7 +134,9 @@ class _Load:
                     member.followed(told, now)
                 wake.set()
                 self._assignments += self._counting
-                if self._reported_at is not None:
+                if self._scene.rolling:
+                    self._met(session, told.version.id, now)
+                elif self._reported_at is not None:
                     self._latencies.append(now - self._reported_at)
                     self._reported_at = None
         raise ConnectionError(f"the scheduler ended the session: {await session.call.details()}")
@@ -145,6 +159,23 @@ class _Load:
                     self._reports += 1
                     self._reported_at = time.perf_counter()
                 await session.say(progress)
+            await self._want_more(session, member)
+
+    async def _want_more(self, session: _Session, member: Member) -> None:
+        """Let a host that has its object want the next one."""
+        if not self._scene.rolling or not self._begun or member.hello.seed or not member.content:
+            return
+        want = next(session.wants, None)
+        if want is not None:
+            member.expect(want.version, session.lacking)
+            session.asked = want.version.id, time.perf_counter()
+            await session.say(want)
+
+    def _met(self, session: _Session, version_id: str, now: float) -> None:
+        if session.asked is not None and session.asked[0] == version_id:
+            if self._counting:
+                self._latencies.append(now - session.asked[1])
+            session.asked = None
 
 
 def main() -> None:

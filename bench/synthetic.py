@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
 
 from p2p.control import (
-    LAZY_REPORT_SECONDS,
     ORIGIN,
     Assignment,
     Following,
@@ -31,7 +30,7 @@ from p2p.digests import piece_digest
 from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import ValidatorKind, Version
 from peer.core.transfers import PARENT_TRANSFERS
-from peer.download.reports import REPORT_SECONDS
+from peer.download.reports import ORIGIN_REPORT_SECONDS, REPORT_SECONDS
 from peer.link import HOLDINGS_PER_MESSAGE
 
 _UPLOAD_SLOTS = 16
@@ -55,6 +54,8 @@ class Scene:
     link_bytes_per_second: float = 1.25e9
     """What a host's downloads share; 10 Gbit/s."""
     primed: bool = False
+    rolling: bool = False
+    """Whether a host wants the objects one after another, each when it has the one before, and not all at once."""
 
     @property
     def pieces(self) -> int:
@@ -87,13 +88,20 @@ class Scene:
         if not self.primed:
             yield Holdings(())
             return
-        held = Bitmap(self.pieces)
-        for start in range(number % 2 * _RUN_PIECES, self.pieces, 2 * _RUN_PIECES):
-            held.add(Span(start, min(start + _RUN_PIECES, self.pieces)))
+        held = self._held(number)
         digests = tuple(map(digest_of, held))
         versions = iter(self.versions())
         while batch := tuple(islice(versions, HOLDINGS_PER_MESSAGE)):
             yield Holdings(tuple(Holding(version, held, digests) for version in batch))
+
+    def lacking(self, number: int) -> tuple[Span, ...]:
+        """Return what the host of that number lacks of each object before it has asked for anything."""
+        everything = Bitmap(self.pieces, PieceLayout.of(self.object_bytes).everything())
+        return (everything - self._held(number) if self.primed else everything).spans()
+
+    def _held(self, number: int) -> Bitmap:
+        starts = range(number % 2 * _RUN_PIECES, self.pieces, 2 * _RUN_PIECES)
+        return Bitmap(self.pieces, (Span(start, min(start + _RUN_PIECES, self.pieces)) for start in starts))
 
     def wants(self) -> Iterator[Want]:
         """Yield what every host but the seed wants: all of everything."""
@@ -105,11 +113,20 @@ class Scene:
 
 @dataclass(slots=True)
 class _Transfer:
+    """Pieces `index` to `stop` - 1, which land one after another."""
+
     version_id: str
     parent_id: str
     piece_bytes: int
-    left: deque[int]
+    index: int
+    stop: int
+    wait: float
+    """How long a report of what has landed waits for company."""
     followed: bool = False
+
+    @property
+    def report_key(self) -> tuple[str, bool]:
+        return self.version_id, self.followed
 
 
 @dataclass(slots=True)
@@ -134,6 +151,16 @@ class Member:
     _reports: dict[tuple[str, bool], _Report] = field(default_factory=dict)
     """By version, and whether those are pieces that followed parents announced."""
     _following: set[str] = field(default_factory=set)
+    _missing: dict[str, Bitmap] = field(default_factory=dict)
+
+    @property
+    def content(self) -> bool:
+        """Whether it has all that it was told to expect."""
+        return not self._missing
+
+    def expect(self, version: Version, spans: Iterable[Span]) -> None:
+        """Take note of what the host lacks of a version: once it has landed, its reports wait no longer."""
+        self._missing[version.id] = Bitmap(PieceLayout.of(version.length).count, spans)
 
     def assigned(self, assignment: Assignment, now: float) -> None:
         """Begin what a scheduler assigned, at `now` (seconds)."""
@@ -142,7 +169,9 @@ class Member:
         if not self._under_way:
             self._free_at = max(self._free_at, now)
         for part in assignment.parts:
-            self._waiting.append(_Transfer(version_id, part.parent_id, layout.piece_length, deque(part.span)))
+            wait = ORIGIN_REPORT_SECONDS if part.parent_id == ORIGIN else REPORT_SECONDS
+            start, stop = part.span.start, part.span.stop
+            self._waiting.append(_Transfer(version_id, part.parent_id, layout.piece_length, start, stop, wait))
         self._fill()
 
     def followed(self, following: Following, now: float) -> None:
@@ -153,30 +182,47 @@ class Member:
         self._following.add(version.id)
         if not self._under_way:
             self._free_at = max(self._free_at, now + self.late_seconds)
-        pieces = deque(range(layout.count))
-        self._waiting.append(_Transfer(version.id, following.parents[0].parent_id, layout.piece_length, pieces, True))
+        parent_id, wait = following.parents[0].parent_id, following.report_seconds
+        self._waiting.append(_Transfer(version.id, parent_id, layout.piece_length, 0, layout.count, wait, True))
         self._fill()
 
     def next_at(self) -> float | None:
-        """Return when the next piece lands or the next report leaves; None while nothing is under way."""
+        """Return when there may be something to report next; None while nothing is under way."""
         times = [report.due for report in self._reports.values()]
         if self._under_way:
-            times.append(self._lands_at())
+            at = self._lands_at()
+            times += [at + transfer.wait for transfer in self._under_way if transfer.report_key not in self._reports]
+            if len(self._under_way) == 1:
+                last = self._under_way[0]
+                times.append(at + (last.stop - last.index - 1) * last.piece_bytes / self.link_bytes_per_second)
         return min(times, default=None)
 
     def advance(self, now: float) -> Iterator[Progress]:
         """Land what has arrived by `now` and yield the reports that are due."""
         while self._under_way and (at := self._lands_at()) <= now:
             transfer = self._under_way.popleft()
-            wait = LAZY_REPORT_SECONDS if transfer.followed else REPORT_SECONDS
-            report = self._reports.setdefault((transfer.version_id, transfer.followed), _Report(at + wait))
-            report.landed.setdefault(transfer.parent_id, []).append(transfer.left.popleft())
+            self._land(transfer, at)
             self._free_at = at
-            if transfer.left:
+            if transfer.index < transfer.stop:
                 self._under_way.append(transfer)
             self._fill()
-        for version_id, followed in [key for key, report in self._reports.items() if report.due <= now]:
-            yield Progress(version_id, tuple(_landed(self._reports.pop((version_id, followed)), followed)))
+        for key in [key for key, report in self._reports.items() if report.due <= now]:
+            yield Progress(key[0], tuple(_landed(self._reports.pop(key), key[1])))
+
+    def _land(self, transfer: _Transfer, at: float) -> None:
+        report = self._reports.get(transfer.report_key)
+        if report is None:
+            report = self._reports[transfer.report_key] = _Report(at + transfer.wait)
+        report.due = min(report.due, at + transfer.wait)
+        report.landed.setdefault(transfer.parent_id, []).append(transfer.index)
+        missing = self._missing.get(transfer.version_id)
+        if missing is not None:
+            missing.discard_piece(transfer.index)
+            if not missing:
+                del self._missing[transfer.version_id]
+                for (version_id, _), waiting in self._reports.items():
+                    waiting.due = at if version_id == transfer.version_id else waiting.due
+        transfer.index += 1
 
     def _lands_at(self) -> float:
         return self._free_at + self._under_way[0].piece_bytes / self.link_bytes_per_second
@@ -205,11 +251,14 @@ def quantile(values: Sequence[float], share: float) -> float | None:
 def _landed(report: _Report, followed: bool) -> Iterator[Landed]:
     for parent_id, indices in sorted(report.landed.items()):
         for span in spans_of(sorted(indices)):
-            digests = tuple(map(digest_of, span)) if followed or parent_id == ORIGIN else ()
             if followed:
-                yield Landed(span, parent_id, (), piece_digest(b"".join(digests)))
+                yield Landed(span, parent_id, (), _proof(span))
             else:
-                yield Landed(span, parent_id, digests)
+                yield Landed(span, parent_id, tuple(map(digest_of, span)) if parent_id == ORIGIN else ())
+
+
+def _proof(span: Span) -> bytes:
+    return piece_digest(b"".join(map(digest_of, span)))
 
 
 def _hello(name: str, number: int, *, seed: bool) -> Hello:
