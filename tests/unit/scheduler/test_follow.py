@@ -21,7 +21,8 @@ from p2p.control import (
 from p2p.digests import piece_digest
 from p2p.pieces import Span, spans_of
 from p2p.versions import Version
-from scheduler.core.messages import DroppedPieces, HostLeft, Lagged, Progressed, Suspect, Unwanted
+from scheduler.core import follow
+from scheduler.core.messages import DroppedPieces, HostLeft, Lagged, Progressed, Send, Suspect, Unwanted
 from scheduler.core.model import Limits
 from tests.unit.scheduler.support import Fleet, digest_of, holding_of, sends, version_of
 
@@ -262,6 +263,17 @@ def test_one_host_in_each_zone_brings_a_stripe_there() -> None:
             if zone == "there" and any(zones.get(p, "here") == "here" for p in fleet.parents(name, version)[stripe])
         ]
         assert len(crossing) == 1
+
+
+def test_hosts_of_a_large_swarm_report_the_more_seldom_the_more_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "_REPORTS_A_SECOND", 10)
+    fleet, version = Followers(), version_of(40)
+    crowd(fleet, version, 19)
+    messages = [command.message for command in fleet.commands if isinstance(command, Send)]
+    said = [told.report_seconds for told in messages if isinstance(told, Following)]
+    assert said[0] == 0.5
+    assert said[-1] == pytest.approx(2.0)
+    assert said == sorted(said)
 
 
 @pytest.mark.parametrize("seed", range(12))
