@@ -145,7 +145,9 @@ class Field:
         placed: Placed | None,
         link_bytes: Callable[[], Mapping[str, int]] | None,
         reserve: MemoryReserve,
+        rate: float,
     ) -> None:
+        self._rate = rate
         self._origin = origin
         self._cluster = cluster
         self._placed = placed
@@ -162,7 +164,6 @@ class Field:
             self._origin.reset()
             made = self._origin.create(f"models/{uuid.uuid4()}/1/model.bin", size)
         self._reserve.fill((len(nodes) + 1) * size)
-        self._reserve.release((len(nodes) + 1) * size)
         clients = {node: Client() for node in nodes}
         connect = {node: self._connection(node) for node in nodes}
         events = self._scheduler_events()
@@ -172,7 +173,11 @@ class Field:
         idle, total = _cpu_ticks()
         period = _LINK_SLICE_SECONDS if self._link_bytes else _METRICS_SLICE_SECONDS
         over = threading.Event()
-        with Sampler(self._link_bytes or self._all_uploaded, period) as sampler, ThreadPoolExecutor(1) as thread:
+        with (
+            self._reserve.releasing((len(nodes) + 1) * size, (len(nodes) + 1) * self._rate),
+            Sampler(self._link_bytes or self._all_uploaded, period) as sampler,
+            ThreadPoolExecutor(1) as thread,
+        ):
             accident = thread.submit(self._accident, name, size, over)
             try:
                 began = read_all(made.url, connect, clients, stall_seconds=_STALL_SECONDS)
@@ -314,7 +319,7 @@ def field(
         origin = stack.enter_context(running_origin(profile, cluster.directory, host=host, before=before))
         reserve = stack.enter_context(MemoryReserve())
         try:
-            yield Field(origin, cluster, placed, link_bytes, reserve)
+            yield Field(origin, cluster, placed, link_bytes, reserve, rate)
         except DamselflyError as error:
             # Those that know of all: the nodes' logs would be many, and an error about one has its log's end.
             for name in (SCHEDULER, THE_SEED):

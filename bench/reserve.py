@@ -2,18 +2,27 @@
 
 On a virtual machine the first touch of a page that the host has not given yet, or has taken back, costs some twenty
 times as much as writing to it (seconds a GiB), and which pages those are changes from second to second. So pages are
-touched before the clock runs, held, and given back right before the read that will fill the page cache with them.
+touched before the clock runs, held, and given back right before the read that will fill the page cache with them, or
+little by little while it does: within seconds the host takes back what lies free.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 _BLOCK_BYTES = 64 * 1024 * 1024
+_LEAD_BYTES = 512 * 1024 * 1024
+"""How much lies ready at any time while memory is given back little by little."""
+
+_STEP_SECONDS = 0.05
+
 _MARGIN = 1.5
 """The kernel hands out other pages too, and the host takes free ones back while the read runs."""
 
@@ -42,6 +51,31 @@ class MemoryReserve:
         for _ in range(min(len(self._blocks), -(-int(size * _MARGIN) // _BLOCK_BYTES))):
             self._blocks.pop().close()
         self.cpu_seconds += time.process_time() - began
+
+    @contextmanager
+    def releasing(self, size: int, bytes_per_second: float) -> Iterator[None]:
+        """Give back enough for `size` bytes of page cache, which are written at most so fast."""
+        over = threading.Event()
+
+        def release() -> None:
+            began, released = time.monotonic(), 0
+            while released < size:
+                due = _LEAD_BYTES + int((time.monotonic() - began) * bytes_per_second)
+                if due - released >= _BLOCK_BYTES:
+                    self.release(due - released)
+                    released = due
+                if over.wait(_STEP_SECONDS):
+                    return
+
+        thread = threading.Thread(target=release, name="memory reserve", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            while self._blocks:
+                self._blocks.pop().close()
 
     def __enter__(self) -> Self:
         return self
