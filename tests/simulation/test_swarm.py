@@ -34,9 +34,9 @@ def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
 def test_a_node_alone_takes_as_long_as_its_link_and_the_way_to_it() -> None:
     scenario = changed(nodes=1, warm=True, arrival_seconds=0.0, size=1024 * MIB, jitter=0.0)
     _, record = run(scenario)
-    # The question goes to the scheduler and the answer comes back, then one to the seed, which tells what it holds. From
-    # one parent come as many pieces at a time as there are stripes, here in step, as nothing disturbs them: between two
-    # such rounds are the landing of the one and the requests for the other.
+    # The question goes to the scheduler and the answer comes back, then one to the seed, which tells what it holds.
+    # From one parent come as many pieces at a time as there are stripes, here in step, as nothing disturbs them:
+    # between two such rounds are the landing of the one and the requests for the other.
     pause = scenario.rtt + scenario.landing_seconds
     rounds = scenario.layout.count / scenario.stripes
     seconds = scenario.single_node_seconds + 2 * scenario.rtt + rounds * pause
