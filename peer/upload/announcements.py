@@ -69,11 +69,15 @@ class Announcements:
         response.force_close()
         if request.version >= HttpVersion11:
             response.enable_chunked_encoding()
-        writer = await response.prepare(request)
-        transport = request.transport
-        if writer is None or transport is None:
+        try:
+            writer = await response.prepare(request)
+            transport = request.transport
+            if writer is None or transport is None:
+                return response
+            writer.send_headers()
+        except ConnectionError:
+            # A follower leaves when it is told of other parents, which may be before there is anything to follow here.
             return response
-        writer.send_headers()
         follower = _Follower(transport, entry, stripes, of, chunked=response.chunked, patience=self._stall_seconds)
         self._followers.add(follower)
         entry.listen(follower.hear)

@@ -236,11 +236,13 @@ class PieceServer:
             },
         )
         response.content_length = len(wanted)
-        writer = await response.prepare(request)
         transport = request.transport
-        if writer is None or transport is None:
+        if transport is None:
             return response
         try:
+            writer = await response.prepare(request)
+            if writer is None:
+                return response
             writer.send_headers()
             await self._send_bytes(transport, entry.fd, wanted)
         except (ConnectionError, StoreError) as error:
