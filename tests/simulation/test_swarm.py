@@ -105,7 +105,7 @@ def test_every_pattern_of_arrivals_ends(arrivals: Arrivals) -> None:
         {"cost": CostModel().scaled(0.0)},
         {"upload_slots": 2},
         {"sharing": Sharing.EVEN},
-        {"nodes": 24, "stragglers": 0.1, "churn": 3.0},
+        {"nodes": 24, "stragglers": 0.1, "churn": 1.5},
     ],
     ids=lambda faults: "-".join(faults),
 )
