@@ -74,8 +74,7 @@ class MemoryReserve:
         finally:
             over.set()
             thread.join()
-            while self._blocks:
-                self._blocks.pop().close()
+            self._release_all()
 
     def __enter__(self) -> Self:
         return self
@@ -83,5 +82,8 @@ class MemoryReserve:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._release_all()
+
+    def _release_all(self) -> None:
         while self._blocks:
             self._blocks.pop().close()

@@ -17,7 +17,10 @@ LOWEST, HIGHEST = 4, 16
 """Between how many connections the number is tried out."""
 
 WINDOW_SECONDS = 0.15
-WINDOW_PIECES = 8
+WINDOW_PIECES_EACH = 2
+"""How many pieces from each connection make a window: what is asked for at once comes at once, and with one from each a
+thin link that many share looks fast in every burst."""
+
 WORTHWHILE_GROWTH = 1.2
 RETRY_AFTER_WINDOWS = 5
 """After how many windows doubling is tried again that did not pay; twice as many after every further time."""
@@ -84,7 +87,7 @@ class OriginPace:
         """Count a piece of `size` bytes that arrived at `now` and step the limit when a window is full."""
         self._bytes += size
         self._pieces += 1
-        if self._began is None or now - self._began < WINDOW_SECONDS or self._pieces < self._enough_pieces():
+        if self._began is None or now - self._began < WINDOW_SECONDS or self._pieces < WINDOW_PIECES_EACH * self.limit:
             return
         self.rate = self._bytes / (now - self._began)
         self._began, self._bytes, self._pieces = now, 0, 0
@@ -121,14 +124,6 @@ class OriginPace:
         if self._requests > REMEMBERED_REQUESTS:
             self._requests /= 2
             self._refusals /= 2
-
-    def _enough_pieces(self) -> int:
-        """Return how many pieces a window needs: two from each connection, for what is asked for at once comes at once.
-
-        With one from each a thin link that many share looks fast in every burst. Few do where refusals have left but a
-        connection or two.
-        """
-        return max(WINDOW_PIECES, 2 * self.limit) if self.limit >= self.lowest else 2 * self.limit
 
     def _step(self) -> None:
         if self._limit_before:

@@ -169,7 +169,7 @@ def origin_part(swarm: Swarm, seeds: Mapping[str, Host], *, limits: Limits, now:
         (fetcher, pieces)
         for fetcher, mine in zip(fetchers, own, strict=True)
         if fetcher.fetching + limits.part_pieces <= depth
-        and (pieces := mine or _left_by_slower(swarm.size, fetcher, fetchers, own))
+        and (pieces := mine or _left_by_slower(fetcher, fetchers, own))
     ]
     if not able:
         return None
@@ -211,11 +211,14 @@ def _rota(size: int, count: int, length: int) -> tuple[Bitmap, ...]:
     return tuple(Bitmap(size, (Span(start, min(start + length, size)) for start in mine)) for mine in starts)
 
 
-def _left_by_slower(size: int, fetcher: _Fetcher, fetchers: Sequence[_Fetcher], own: Sequence[Bitmap]) -> Bitmap:
-    """Return the pieces of those who are notably slower: what equals leave each other they would only both wait for."""
-    pieces = Bitmap(size)
+def _left_by_slower(fetcher: _Fetcher, fetchers: Sequence[_Fetcher], own: Sequence[Bitmap]) -> Bitmap:
+    """Return the pieces of those who are notably slower: what equals leave each other they would only both wait for.
+
+    `fetcher` has none of its own left.
+    """
+    pieces = Bitmap(fetcher.pieces.size)
     for other, theirs in zip(fetchers, own, strict=True):
-        if other is not fetcher and len(theirs) > LEFT_BEHIND * other.brought:
+        if len(theirs) > LEFT_BEHIND * other.brought:
             pieces |= theirs
     return pieces & fetcher.pieces
 
