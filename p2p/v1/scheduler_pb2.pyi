@@ -37,6 +37,7 @@ class PeerMessage(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     ORIGIN_USE_FIELD_NUMBER: _builtins.int
     LAGGING_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -57,6 +58,8 @@ class PeerMessage(_message.Message):
     def origin_use(self) -> Global___OriginUse: ...
     @_builtins.property
     def lagging(self) -> Global___Lagging: ...
+    @_builtins.property
+    def batch(self) -> Global___PeerBatch: ...
     def __init__(
         self,
         *,
@@ -70,16 +73,39 @@ class PeerMessage(_message.Message):
         verdict: Global___Verdict | None = ...,
         origin_use: Global___OriginUse | None = ...,
         lagging: Global___Lagging | None = ...,
+        batch: Global___PeerBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "lagging", b"lagging", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "lagging", b"lagging", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "lagging", b"lagging", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "body", b"body", "dropped", b"dropped", "heartbeat", b"heartbeat", "hello", b"hello", "holdings", b"holdings", "lagging", b"lagging", "origin_use", b"origin_use", "progress", b"progress", "unwant", b"unwant", "verdict", b"verdict", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "holdings", "want", "unwant", "progress", "dropped", "heartbeat", "verdict", "origin_use", "lagging"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "holdings", "want", "unwant", "progress", "dropped", "heartbeat", "verdict", "origin_use", "lagging", "batch"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___PeerMessage: _TypeAlias = PeerMessage  # noqa: Y015
+
+@_typing.final
+class PeerBatch(_message.Message):
+    """What a host has to say at one time; none of them is a Hello or a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerMessage]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___PeerMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerBatch: _TypeAlias = PeerBatch  # noqa: Y015
 
 @_typing.final
 class SchedulerMessage(_message.Message):
@@ -94,6 +120,7 @@ class SchedulerMessage(_message.Message):
     ALLOWANCE_FIELD_NUMBER: _builtins.int
     SCHEDULERS_FIELD_NUMBER: _builtins.int
     FOLLOWING_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -112,6 +139,8 @@ class SchedulerMessage(_message.Message):
     def schedulers(self) -> Global___Schedulers: ...
     @_builtins.property
     def following(self) -> Global___Following: ...
+    @_builtins.property
+    def batch(self) -> Global___SchedulerBatch: ...
     def __init__(
         self,
         *,
@@ -124,16 +153,39 @@ class SchedulerMessage(_message.Message):
         allowance: Global___Allowance | None = ...,
         schedulers: Global___Schedulers | None = ...,
         following: Global___Following | None = ...,
+        batch: Global___SchedulerBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "following", b"following", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "batch", b"batch", "body", b"body", "condemned", b"condemned", "following", b"following", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "body", b"body", "condemned", b"condemned", "following", b"following", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "assignment", b"assignment", "batch", b"batch", "body", b"body", "condemned", b"condemned", "following", b"following", "heartbeat", b"heartbeat", "schedulers", b"schedulers", "seeds", b"seeds", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "heartbeat", "seeds", "verify", "condemned", "allowance", "schedulers", "following"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "heartbeat", "seeds", "verify", "condemned", "allowance", "schedulers", "following", "batch"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___SchedulerMessage: _TypeAlias = SchedulerMessage  # noqa: Y015
+
+@_typing.final
+class SchedulerBatch(_message.Message):
+    """What a scheduler has to say to one host at one time; none of them is a Welcome or a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulerMessage]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___SchedulerMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SchedulerBatch: _TypeAlias = SchedulerBatch  # noqa: Y015
 
 @_typing.final
 class Span(_message.Message):
@@ -378,8 +430,11 @@ class Want(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     checksum: _builtins.str
     """the store's word on the whole object ("md5:…") that takes a pass over all bytes to confirm"""
+    priority: _builtins.int
+    """X-Dragonfly-Priority of the most urgent request that waits for it, 0 to 7"""
     @_builtins.property
     def version(self) -> Global___Version: ...
     @_builtins.property
@@ -395,10 +450,11 @@ class Want(_message.Message):
         spans: _abc.Iterable[Global___Span] | None = ...,
         source: Global___Source | None = ...,
         checksum: _builtins.str = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "source", b"source", "spans", b"spans", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "priority", b"priority", "source", b"source", "spans", b"spans", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
