@@ -117,7 +117,7 @@ class Grove:
             parent = member.parents[stripe]
             if parent is not None and not self.able(parent, member, stripe):
                 trees.move(member, stripe)
-            for child in tuple(member.children[stripe]):
+            for child in member.children[stripe]:
                 if not self.able(member, child, stripe):
                     trees.move(child, stripe)
 
@@ -184,6 +184,8 @@ def tend(state: State, swarm: Swarm, now: float) -> list[Command]:
     if ids != grove.seeds:
         grove.seeds = ids
         grove.trees.reseat(len(ids), frozenset(seed.hello.labels.get(ZONE_LABEL, "") for seed in seeds))
+        for follower in {child for kids in grove.trees.root.children for child in kids}:
+            swarm.peers[follower.host_id].told = ()
     due = bool(swarm.replant)
     for host_id in swarm.replant:
         if host_id not in state.seeds:
@@ -228,16 +230,13 @@ def _tell(state: State, swarm: Swarm, grove: Grove, member: Member) -> list[Comm
     if not peer.missing:
         return []
     root = grove.trees.root
-    named = tuple(
-        () if parent is None else grove.seeds if parent is root else (parent.host_id,) for parent in member.parents
-    )
-    if named == peer.told or (peer.told is None and not any(named)):
+    if member.parents == peer.told or (peer.told is None and not any(member.parents)):
         return []
     known = grove.known(peer) if peer.told is None else ()
-    peer.told = named
+    peer.told = member.parents
     stripes_from: dict[str, list[int]] = {}
-    for stripe, ids in enumerate(named):
-        for host_id in ids:
+    for stripe, parent in enumerate(member.parents):
+        for host_id in () if parent is None else grove.seeds if parent is root else (parent.host_id,):
             stripes_from.setdefault(host_id, []).append(stripe)
     parents = tuple(
         Parent(host_id, state.hosts[host_id].hello.address, tuple(stripes), host_id in state.seeds)
@@ -249,7 +248,13 @@ def _tell(state: State, swarm: Swarm, grove: Grove, member: Member) -> list[Comm
 
 def follows(swarm: Swarm, peer: Peer, parent_id: str) -> bool:
     """Tell whether a host was told to follow another."""
-    return swarm.grove is not None and any(parent_id in parents for parents in peer.told or ())
+    grove = swarm.grove
+    if grove is None:
+        return False
+    told = [parent for parent in peer.told or () if parent is not None]
+    return any(parent.host_id == parent_id for parent in told) or (
+        grove.trees.root in told and parent_id in grove.seeds
+    )
 
 
 def lagging(state: State, host: Host, version_id: str, stripes: Iterable[int], now: float) -> None:

@@ -15,6 +15,7 @@ from p2p.control import ORIGIN, Hello, Source
 from p2p.pieces import Bitmap, Span
 
 if TYPE_CHECKING:
+    from scheduler.core.member import Member
     from scheduler.core.swarm import Swarm
 
 
@@ -161,8 +162,8 @@ class Peer:
     wake_at: float | None = None
     follows: int = 0
     """The stripes that come from parents which it follows, as bits: nothing of these is assigned to it."""
-    told: tuple[tuple[str, ...], ...] | None = None
-    """Whom it was told to follow, by stripe; None: nothing yet of what it wants now."""
+    told: tuple[Member | None, ...] | None = None
+    """Whom it was told to follow, by stripe; empty: what is true no more; None: nothing yet of what it wants now."""
 
     @property
     def from_parents(self) -> int:

@@ -222,10 +222,12 @@ class Swarm:
 
     def hold(self, peer: Peer, pieces: Bitmap, *, sound: bool = True) -> None:
         """Note that a peer holds pieces; `sound` unless their bytes are known to be wrong."""
-        peer.held |= pieces
+        peer.held = held = peer.held | pieces
         # A host without upload slots gives nothing to others: its copies must not keep anybody from the origin.
         if sound and peer.host.hello.upload_slots and (new := pieces - peer.sound):
-            peer.sound |= new
+            sound_now = peer.sound | new
+            # Most copies are sound: the two sets are one object then, and neither is ever changed in place.
+            peer.sound = held if sound_now == held else sound_now
             copies = self.copies
             for span in new.spans():
                 for index in range(span.start, span.stop):

@@ -15,11 +15,11 @@ Pure and deterministic. Each operation looks at a bounded number of hosts, and a
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 
+from scheduler.core.forest import Forest
 from scheduler.core.member import NOWHERE, Member
 
 _LOOK = 32
@@ -34,49 +34,8 @@ _DISPLACED_AT_ROOT = 0.05
 """The same below the root, which sends again to the newcomer what the displaced host has."""
 
 
-class Trees:
-    """All stripes' trees. `able(parent, child, stripe)` tells whether a host has, or will have, what another lacks."""
-
-    def __init__(self, stripes: int, able: Callable[[Member, Member, int], bool]) -> None:
-        self.stripes = stripes
-        self.root = Member("", "", 0, stripes)
-        self.seats = 0
-        """How many children a stripe the root may have: one a seed."""
-        self.root_zones: frozenset[str] = frozenset()
-        """The zones that the seeds are in; one without a name is near to all."""
-        self.members: dict[str, Member] = {}
-        self.changed: dict[Member, None] = {}
-        """Whose parents are others than when this was last emptied."""
-        self.homeless: dict[tuple[Member, int], None] = {}
-        """Who needs a stripe and found no parent in it."""
-        self.crowded: dict[Member, None] = {}
-        """Who has more children than slots."""
-        self._able = able
-        self._free: dict[tuple[str, int], dict[Member, None]] = {}
-        """Who has a free slot, by zone and interior stripe; NOWHERE: who needs nothing."""
-        self._lent: list[dict[Member, None]] = [{} for _ in range(stripes)]
-        """The children, by stripe, that have a slot of a host which is interior elsewhere."""
-        self._leaves: dict[tuple[str, int], list[tuple[int, int, Member]]] = {}
-        """Who may be displaced, by zone and stripe: a heap by depth, which may have grown wrong since."""
-        self._zones: dict[str, deque[Member]] = {}
-        """Everybody, by zone, in an order that goes round."""
-        self._interior: dict[str, list[int]] = {}
-        """How many hosts are interior in each stripe, by zone: those that are not slow and need something."""
-        self._pushed = 0
-
-    def depth(self, member: Member, stripe: int, *, below: Member | None = None) -> int:
-        """Return how many steps it is to the top; NOWHERE if there is none, or if the way is through `below`."""
-        bit, steps = 1 << stripe, 0
-        at = member
-        while at is not below:
-            if not at.needs & bit:
-                return steps
-            parent = at.parents[stripe]
-            if parent is None:
-                return NOWHERE
-            at = parent
-            steps += 1
-        return NOWHERE
+class Trees(Forest):
+    """All stripes' trees, and who is to have which place in them."""
 
     def want(self, host_id: str, zone: str, slots: int, needs: int) -> Member:
         """Let a host follow others in the stripes `needs` (bits), all it lacks now; it is taken in if it is new."""
@@ -187,83 +146,9 @@ class Trees:
         """Take note of how many seeds there are, and where; all that follow the root are named as changed."""
         self.seats, self.root_zones = seats, zones
         for kids in self.root.children:
-            self.changed.update(kids)
+            self.changed.update(dict.fromkeys(kids))
         if not seats:
             self._settle([(s, child) for s in range(self.stripes) for child in tuple(self._loosened(self.root, s))])
-
-    def _loosened(self, parent: Member, stripe: int) -> Iterator[Member]:
-        for child in tuple(parent.children[stripe]):
-            self._detach(child, stripe)
-            yield child
-
-    def _each(self, bits: int) -> Iterator[int]:
-        return (stripe for stripe in range(self.stripes) if bits >> stripe & 1)
-
-    def _enter(self, host_id: str, zone: str, slots: int) -> Member:
-        member = self.members[host_id] = Member(host_id, zone, min(slots, self.stripes), self.stripes)
-        self._zones.setdefault(zone, deque()).append(member)
-        self._interior.setdefault(zone, [0] * self.stripes)
-        return member
-
-    @staticmethod
-    def _counts(member: Member) -> bool:
-        """Tell whether a host counts among those that are interior in its stripe."""
-        return member.slots > 0 and not member.slow
-
-    def _free_at(self, member: Member, interior: int) -> dict[Member, None]:
-        return self._free.setdefault((member.zone, interior), {})
-
-    def _tally(self, member: Member) -> None:
-        """Note anew whether a host has slots left, or too many children."""
-        if member is self.root or member.host_id not in self.members:
-            return
-        left = 0 if member.slow else member.slots - member.used
-        free = self._free_at(member, member.interior)
-        if left > 0:
-            free[member] = None
-        else:
-            free.pop(member, None)
-        if left < 0:
-            self.crowded[member] = None
-        else:
-            self.crowded.pop(member, None)
-
-    def _near_root(self, zone: str) -> bool:
-        return not zone or "" in self.root_zones or zone in self.root_zones
-
-    def _root_open(self, stripe: int) -> bool:
-        taken = sum(not child.slow and self._near_root(child.zone) for child in self.root.children[stripe])
-        return taken < self.seats
-
-    def _attach(self, child: Member, stripe: int, parent: Member) -> None:
-        old = child.parents[stripe]
-        if old is parent:
-            return
-        if old is not None:
-            self._detach(child, stripe)
-        child.parents[stripe] = parent
-        child.follows |= 1 << stripe
-        parent.children[stripe][child] = None
-        self._tally(parent)
-        if parent is not self.root and stripe != parent.interior != NOWHERE:
-            self._lent[stripe][child] = None
-        if child.interior != stripe:
-            self._pushed += 1
-            heap = self._leaves.setdefault((child.zone, stripe), [])
-            heapq.heappush(heap, (self.depth(child, stripe), self._pushed, child))
-        self.homeless.pop((child, stripe), None)
-        self.changed[child] = None
-
-    def _detach(self, child: Member, stripe: int) -> None:
-        parent = child.parents[stripe]
-        if parent is None:
-            return
-        del parent.children[stripe][child]
-        child.parents[stripe] = None
-        child.follows &= ~(1 << stripe)
-        self._lent[stripe].pop(child, None)
-        self._tally(parent)
-        self.changed[child] = None
 
     def _settle(self, orphans: Iterable[tuple[int, Member]]) -> None:
         """Give each a parent, those with children of their own first: others may then follow below them."""
@@ -390,18 +275,18 @@ class Trees:
 
     def _leaf(self, member: Member, stripe: int) -> Member | None:
         """Return the leaf nearest to the top which is not far ahead."""
-        heap = self._leaves.get((member.zone, stripe), [])
-        while heap:
-            depth, number, leaf = heap[0]
+        leaves = self._leaves.get((member.zone, stripe))
+        while leaves is not None and (nearest := leaves.first()) is not None:
+            leaf, depth = nearest
             parent = leaf.parents[stripe]
             limit = _DISPLACED_AT_ROOT if parent is self.root else _DISPLACED_HAVE
-            if parent is None or leaf.interior == stripe or leaf.slow or leaf.have > limit:
-                heapq.heappop(heap)
-                continue
-            now = self.depth(leaf, stripe)
+            gone = parent is None or leaf.interior == stripe or leaf.slow or leaf.have > limit
+            now = None if gone else self.depth(leaf, stripe)
             if now == depth:
                 return leaf if leaf is not member else None
-            heapq.heapreplace(heap, (now, number, leaf))
+            leaves.drop_first()
+            if now is not None:
+                leaves.add(leaf, now)
         return None
 
     def _fill(self, member: Member) -> None:
@@ -440,7 +325,7 @@ class Trees:
         if not self._near_root(member.zone) or member.slow or not member.slots:
             return
         for stripe in range(self.stripes):
-            for child in tuple(self.root.children[stripe]):
+            for child in self.root.children[stripe]:
                 if (
                     not self._near_root(child.zone)
                     and child.have <= _DISPLACED_AT_ROOT
