@@ -19,7 +19,8 @@ import uvloop
 from bench.synthetic import Member, Scene, pieces_of, quantile
 from p2p.control import Allowance, Assignment, Following, OriginLoad, OriginUse, PeerMessage, Want
 from p2p.rpc.channel import open_channel
-from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto
+from p2p.rpc.convert import peer_message_to_proto
+from p2p.rpc.frames import scheduler_messages
 from p2p.tasks import TaskScope
 from p2p.v1.scheduler_pb2 import Heartbeat
 from p2p.v1.scheduler_pb2 import PeerMessage as PeerProto
@@ -122,23 +123,23 @@ class _Load:
         return session
 
     async def _listen(self, session: _Session, member: Member, wake: asyncio.Event) -> None:
-        while isinstance(message := await session.call.read(), SchedulerProto):
+        while isinstance(frame := await session.call.read(), SchedulerProto):
             now = time.perf_counter()
-            told = scheduler_message_from_proto(message)
-            if isinstance(told, Allowance):
-                session.answered.set()
-            if isinstance(told, Assignment | Following):
-                if isinstance(told, Assignment):
-                    member.assigned(told, now)
-                else:
-                    member.followed(told, now)
-                wake.set()
-                self._assignments += self._counting
-                if self._scene.rolling:
-                    self._met(session, told.version.id, now)
-                elif self._reported_at is not None:
-                    self._latencies.append(now - self._reported_at)
-                    self._reported_at = None
+            for told in scheduler_messages(frame):
+                if isinstance(told, Allowance):
+                    session.answered.set()
+                if isinstance(told, Assignment | Following):
+                    if isinstance(told, Assignment):
+                        member.assigned(told, now)
+                    else:
+                        member.followed(told, now)
+                    wake.set()
+                    self._assignments += self._counting
+                    if self._scene.rolling:
+                        self._met(session, told.version.id, now)
+                    elif self._reported_at is not None:
+                        self._latencies.append(now - self._reported_at)
+                        self._reported_at = None
         raise ConnectionError(f"the scheduler ended the session: {await session.call.details()}")
 
     async def _speak(self, session: _Session, member: Member, wake: asyncio.Event) -> None:

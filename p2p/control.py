@@ -21,6 +21,10 @@ ORIGIN = ""
 LAZY_REPORT_SECONDS = 0.5
 """How often a host reports what came from parents it follows, unless it is told otherwise."""
 
+SMALL_BYTES = 256 * 1024
+"""Versions of at most so many bytes are *small*: over a fast link they take no longer than the round trip in which a
+slot would be booked and given back. So none is, and a host says that it has one when it has something else to say."""
+
 
 class FailureReason(IntEnum):
     """Why an assignment came to nothing; the numbers are those of the protobuf enum."""

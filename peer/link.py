@@ -17,13 +17,15 @@ from p2p.auth import ClusterSecret
 from p2p.control import Hello, Holding, Holdings, PeerMessage, SchedulerMessage, Schedulers
 from p2p.errors import DamselflyError
 from p2p.rpc.channel import open_channel, session_metadata
-from p2p.rpc.convert import peer_message_to_proto, scheduler_message_from_proto, schedulers_from_proto
+from p2p.rpc.convert import peer_message_to_proto, schedulers_from_proto
+from p2p.rpc.frames import peer_frames, scheduler_messages
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
 from p2p.v1.scheduler_pb2 import Heartbeat
 from p2p.v1.scheduler_pb2 import PeerMessage as PeerProto
 from p2p.v1.scheduler_pb2 import SchedulerMessage as SchedulerProto
 from p2p.v1.scheduler_pb2_grpc import SchedulerStub
+from peer.core.outbox import Outbox
 
 log = logger(__name__)
 
@@ -42,6 +44,13 @@ _UP = Gauge(
     "damselfly_scheduler_up", "1 while the session with this scheduler stands", ["scheduler"], registry=REGISTRY
 )
 _LOST = Counter("damselfly_scheduler_sessions_lost_total", "Sessions that ended", ["scheduler"], registry=REGISTRY)
+_FRAMES = Counter(
+    "damselfly_control_frames_total",
+    "Frames to and from schedulers that say something; heartbeats and the opening of a session are not counted",
+    ["direction"],
+    registry=REGISTRY,
+)
+_MESSAGES = Counter("damselfly_control_messages_total", "Messages in these frames", ["direction"], registry=REGISTRY)
 
 Session = grpc.aio.StreamStreamCall[PeerProto, SchedulerProto]
 
@@ -73,16 +82,20 @@ class Link:
         self._holdings = holdings
         self._on_change = on_change
         self._on_message = on_message
-        self._outbox: asyncio.Queue[PeerMessage | None] = asyncio.Queue()
-        """What is to be said; None stands for a heartbeat."""
+        self._outbox: Outbox[PeerMessage] | None = None
+        self._due = asyncio.Event()
+        """Set when something in the outbox is to be said, or a heartbeat is."""
         self._wrote = False
         self._heard_at = 0.0
         self._complained = False
 
-    def send(self, message: PeerMessage) -> None:
-        """Queue a message; dropped while there is no session, since the next one starts with all we hold."""
-        if self.connected:
-            self._outbox.put_nowait(message)
+    def send(self, message: PeerMessage, *, soon: bool = True) -> None:
+        """Queue a message; dropped while there is no session, since the next one starts with all we hold.
+
+        What is not to be said `soon` waits a moment for other messages, and goes with them.
+        """
+        if self.connected and self._outbox is not None:
+            self._outbox.put(message, soon=soon)
 
     def close(self) -> None:
         """Note that `run` was cancelled, because nobody needs this scheduler any more."""
@@ -120,13 +133,13 @@ class Link:
                 heartbeat = first.welcome.heartbeat_milliseconds / 1000
                 if first.welcome.HasField("schedulers"):
                     self._hear(schedulers_from_proto(first.welcome.schedulers))
-                self._connected()
+                outbox = self._connected()
                 async with TaskScope() as scope:
                     # Two timers for the session instead of one for each message.
                     self._heard_at = asyncio.get_running_loop().time()
                     scope.spawn(self._beat(heartbeat), name=f"heartbeats to {self.address}")
                     scope.spawn(self._look(heartbeat * LOST_AFTER_INTERVALS), name=f"patience with {self.address}")
-                    scope.spawn(self._speak(call), name=f"speaking to {self.address}")
+                    scope.spawn(self._speak(call, outbox), name=f"speaking to {self.address}")
                     await self._listen(call)
             except BaseExceptionGroup as group:
                 # Another of them failed: the session is over for the same reason, whoever saw it first.
@@ -134,21 +147,26 @@ class Link:
             finally:
                 call.cancel()
 
-    async def _speak(self, call: Session) -> None:
+    async def _speak(self, call: Session, outbox: Outbox[PeerMessage]) -> None:
         async for holdings in batches(self._holdings(self)):
             await self._write(call, peer_message_to_proto(holdings))
         while True:
-            message = await self._outbox.get()
-            await self._write(
-                call, PeerProto(heartbeat=Heartbeat()) if message is None else peer_message_to_proto(message)
-            )
+            await self._due.wait()
+            self._due.clear()
+            said = outbox.take()
+            if not said:
+                await self._write(call, PeerProto(heartbeat=Heartbeat()))
+            _MESSAGES.labels("sent").inc(len(said))
+            for frame in peer_frames(said):
+                _FRAMES.labels("sent").inc()
+                await self._write(call, frame)
 
     async def _beat(self, interval: float) -> None:
         """See to it that something is said once an interval at least."""
         while True:
             await asyncio.sleep(interval / 2)
-            if not self._wrote and self._outbox.empty():
-                self._outbox.put_nowait(None)
+            if not self._wrote:
+                self._due.set()
             self._wrote = False
 
     async def _look(self, patience: float) -> None:
@@ -161,13 +179,17 @@ class Link:
     async def _listen(self, call: Session) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            message = scheduler_message_from_proto(await self._read(call))
+            messages = scheduler_messages(await self._read(call))
             self._heard_at = loop.time()
-            if isinstance(message, Schedulers):
-                self._hear(message)
-                self._on_change()
-            elif message is not None:
-                self._on_message(message)
+            if messages:
+                _FRAMES.labels("received").inc()
+                _MESSAGES.labels("received").inc(len(messages))
+            for message in messages:
+                if isinstance(message, Schedulers):
+                    self._hear(message)
+                    self._on_change()
+                else:
+                    self._on_message(message)
             # Not with the welcome: before it is known which seeds there are, a client's first request could go astray.
             self.tried.set()
 
@@ -188,13 +210,16 @@ class Link:
             raise DamselflyError(f"the scheduler at {self.address} ended the session: {await call.details()}")
         return message
 
-    def _connected(self) -> None:
+    def _connected(self) -> Outbox[PeerMessage]:
         self.connected = True
         self._complained = False
-        self._outbox = asyncio.Queue()
+        # An event of its own: a timer of the session before must not make this one speak.
+        due = self._due = asyncio.Event()
+        outbox = self._outbox = Outbox[PeerMessage](asyncio.get_running_loop(), due.set)
         _UP.labels(self.address).set(1)
         log.info("scheduler connected", scheduler=self.address)
         self._on_change()
+        return outbox
 
     def _disconnected(self) -> None:
         if self.connected:

@@ -64,10 +64,10 @@ class Links:
         """Return the name of the version's scheduler among those that can be reached, or None."""
         return _owner(self._reached, version_id)
 
-    def send(self, version_id: str, message: PeerMessage) -> None:
+    def send(self, version_id: str, message: PeerMessage, *, soon: bool = True) -> None:
         """Send a message to the version's scheduler, or drop it if none can be reached."""
         if link := self._named(self.of(version_id)):
-            link.send(message)
+            link.send(message, soon=soon)
 
     def left(self, name: str, version_id: str) -> None:
         """Have the scheduler that a version had before plan no more of it, unless it does not know that it has lost it.

@@ -42,6 +42,7 @@ from peer.core.messages import Assigned, Followed, SchedulerDown, SchedulerUp
 from peer.core.pace import Paces
 from peer.download.contract import TransferPool
 from peer.download.driver import Download, Tally
+from peer.download.reports import Send
 from peer.integrity import Claim, Integrity
 from peer.prefetch import Demand, Prefetcher
 from peer.store import Entry, Store
@@ -60,7 +61,7 @@ class Schedulers(Protocol):
     def of(self, version_id: str) -> str | None:
         """Return which of the reachable schedulers is the version's, or None if none can be reached."""
 
-    def send(self, version_id: str, message: PeerMessage) -> None:
+    def send(self, version_id: str, message: PeerMessage, *, soon: bool = True) -> None:
         """Send a message to the version's scheduler, or drop it if there is none."""
 
     def left(self, name: str, version_id: str) -> None:
@@ -376,8 +377,8 @@ class TaskManager:
             )
         return self._downloads[version_id]
 
-    def _sender(self, version_id: str) -> Callable[[PeerMessage], None]:
-        return lambda message: self._schedulers.send(version_id, message)
+    def _sender(self, version_id: str) -> Send:
+        return lambda message, *, soon=True: self._schedulers.send(version_id, message, soon=soon)
 
     def _tally(self, version_id: str) -> Tally:
         tally = self._tallies.setdefault(version_id, Tally())

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from p2p.auth import ClusterSecret
-from p2p.control import Hello
+from p2p.control import Hello, SchedulerMessage
 from p2p.errors import BadRequestError, UnauthorizedError
 from p2p.rpc.channel import caller
-from p2p.rpc.convert import peer_message_from_proto, scheduler_message_to_proto, schedulers_to_proto
+from p2p.rpc.convert import peer_message_from_proto, schedulers_to_proto
+from p2p.rpc.frames import FRAME_MESSAGES, peer_messages, scheduler_frames
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.v1 import scheduler_pb2 as pb
@@ -108,11 +110,10 @@ class Service(SchedulerServicer):
             while True:
                 async with asyncio.timeout(self._heartbeat.patience):
                     request = await anext(requests)
-                message = peer_message_from_proto(request)
-                if isinstance(message, Hello):
-                    session.end(Ending.IMPOSSIBLE, "a second Hello; open another session for another host")
-                    return
-                if message is not None:
+                for message in peer_messages(request):
+                    if isinstance(message, Hello):
+                        session.end(Ending.IMPOSSIBLE, "a second Hello; open another session for another host")
+                        return
                     await self._driver.hear(session, message)
         except StopAsyncIteration:
             session.end(Ending.CLOSED, "the host closed the session")
@@ -124,14 +125,20 @@ class Service(SchedulerServicer):
             session.end(Ending.CLOSED, f"reading failed: {error}")
 
     async def _speak(self, session: HostSession, context: Context) -> None:
+        outbox = session.outbox
         while True:
-            try:
+            said: list[SchedulerMessage] = []
+            # All that waits shares a frame.
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat.interval):
-                    message = scheduler_message_to_proto(await session.outbox.get())
-            except TimeoutError:
-                message = pb.SchedulerMessage(heartbeat=pb.Heartbeat())
+                    said.append(await outbox.get())
+            while said and len(said) < FRAME_MESSAGES and not outbox.empty():
+                said.append(outbox.get_nowait())
+            frames: Iterable[pb.SchedulerMessage]
+            frames = scheduler_frames(said) if said else (pb.SchedulerMessage(heartbeat=pb.Heartbeat()),)
             try:
-                await context.write(message)
+                for frame in frames:
+                    await context.write(frame)
             except grpc.aio.InternalError as error:
                 session.end(Ending.CLOSED, f"writing failed: {error}")
                 return

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.sim.network import Link
-from bench.sim.reports import Reports
+from bench.sim.reports import SimulatedEntry, VirtualTimers
 from bench.sim.transfer import Transfer, Watching
 from p2p.control import (
+    LAZY_REPORT_SECONDS,
     Assignment,
     FailureReason,
     Following,
@@ -46,6 +47,7 @@ from peer.core.messages import (
     Watch,
 )
 from peer.download.driver import WORKING_SECONDS
+from peer.download.reports import Reports
 
 if TYPE_CHECKING:
     from bench.sim.swarm import SimulatedSwarm
@@ -93,7 +95,8 @@ class SimulatedHost:
         self._up, self.down = swarm.channel(), swarm.channel()
         self._transfers: dict[int, Transfer] = {}
         self._watched: dict[str, Watching] = {}
-        self.reports = Reports(swarm.clock, swarm.version_id, swarm.digests, self._send)
+        entry = SimulatedEntry(swarm.version, self.core.landed, swarm.digests)
+        self.reports = Reports(entry, self._report, VirtualTimers(swarm.clock))
         self._timer_at: float | None = None
         self._working = False
         self._reports_seen = 0
@@ -399,6 +402,12 @@ class SimulatedHost:
                 self._send(Progress(self._swarm.version_id))
             self._reports_seen = self.reports.sent
             self._clock.after(WORKING_SECONDS, self._still_working)
+
+    def _report(self, message: PeerMessage, *, soon: bool = True) -> None:
+        if soon:
+            self._send(message)
+        else:
+            self._clock.after(LAZY_REPORT_SECONDS, self._send, message)
 
     def _send(self, message: PeerMessage, *, surely: bool = False) -> None:
         if self._connected and self.alive:

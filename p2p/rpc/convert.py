@@ -136,6 +136,8 @@ def peer_message_from_proto(message: pb.PeerMessage) -> PeerMessage | None:
             return OriginUse(tuple(map(_load_from_proto, bounded(message.origin_use.loads, "origin_use.loads"))))
         case "heartbeat":
             return None
+        case "batch":
+            raise BadRequestError("a batch within a batch")
         case None:
             raise BadRequestError("a message without a body this version knows; hosts and schedulers must match")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from prometheus_client import Counter
 
 from p2p.auth import ClusterSecret
-from p2p.control import PeerMessage, Progress, Source
+from p2p.control import Progress, Source
 from p2p.errors import DamselflyError
 from p2p.pieces import Bitmap, Span
 from p2p.tasks import TaskScope
@@ -43,7 +43,7 @@ from peer.core.pace import Paces
 from peer.download.contract import TransferPool
 from peer.download.landing import PieceChecksums
 from peer.download.parents import FollowedParents
-from peer.download.reports import Reports, failure_reason
+from peer.download.reports import Reports, Send, failure_reason
 from peer.store import Entry
 
 log = logger(__name__)
@@ -87,7 +87,7 @@ class Download:
         transfers: TransferPool,
         scope: TaskScope,
         *,
-        send: Callable[[PeerMessage], None],
+        send: Send,
         scheduler: str | None,
         scheduler_lost_at: float,
         seed: bool,
@@ -129,7 +129,7 @@ class Download:
         self._wake_at = 0.0
         self._signed: tuple[str, float] | None = None
         self._working: asyncio.TimerHandle | None = None
-        self._reports = Reports(entry, send)
+        self._reports = Reports(entry, send, asyncio.get_running_loop())
         self._reports_seen = 0
         self._parents = FollowedParents(entry, transfers, scope, token=self._token, tell=self.dispatch)
         self._failure: DamselflyError | None = None
@@ -195,7 +195,7 @@ class Download:
             case Unwatch(parent_id):
                 self._parents.unwatch(parent_id)
             case Tell(message, soon):
-                self._tell(message, soon=soon)
+                self._reports.tell(message, soon=soon)
             case GiveUp(transfer, detail):
                 self._failure = self._errors.get(transfer or 0) or self._last_origin_error or DamselflyError(detail)
                 self._fail_readers(self._failure)
@@ -298,13 +298,6 @@ class Download:
             )
         self.dispatch(TransferEnded(command.transfer, reason, str(error or "")))
         self._errors.pop(command.transfer, None)
-
-    def _tell(self, message: PeerMessage, *, soon: bool) -> None:
-        if isinstance(message, Progress):
-            self._reports.add(message, soon=soon)
-            return
-        self._reports.flush()
-        self._send(message)
 
     def _still_working(self) -> None:
         self._working = None

@@ -2,15 +2,16 @@
 
 Three kinds of news have three kinds of hurry. What a scheduler assigned from another host keeps a window there open,
 and a failure leaves a piece with nobody: both are told almost at once. What came from the origin is new to the whole
-swarm, which waits for it, but every piece is: a few share a message. What came from a followed parent nobody waits for.
+swarm, which waits for it, but every piece is: a few share a message. What came from a followed parent nobody waits for,
+nor for a small version that came from another host: there was no slot to be given back.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
-from p2p.control import LAZY_REPORT_SECONDS, ORIGIN, Failed, FailureReason, Landed, PeerMessage, Progress
+from p2p.control import LAZY_REPORT_SECONDS, ORIGIN, SMALL_BYTES, Failed, FailureReason, Landed, PeerMessage, Progress
 from p2p.digests import piece_digest
 from p2p.errors import (
     CorruptPieceError,
@@ -26,8 +27,9 @@ from p2p.errors import (
     StoreError,
     VersionChangedError,
 )
-from p2p.pieces import Span, spans_of
-from peer.store import Entry
+from p2p.pieces import Bitmap, Span, spans_of
+from p2p.versions import Version
+from peer.core.outbox import Timer, Timers
 
 REPORT_SECONDS = 0.002
 """How long a report to the scheduler waits for company."""
@@ -36,52 +38,91 @@ ORIGIN_REPORT_SECONDS = 0.010
 """The same for what came from the origin: at the rate of a fast link that is a piece or two."""
 
 
-class Reports:
-    """Batches the reports of one version; belongs to the event loop."""
+class Send(Protocol):
+    """Takes what is said; what is not said `soon` may wait for company."""
 
-    def __init__(self, entry: Entry, send: Callable[[PeerMessage], None]) -> None:
+    def __call__(self, message: PeerMessage, *, soon: bool = True) -> None:
+        """Say it."""
+
+
+class Reported(Protocol):
+    """What is reported on; a store's entry."""
+
+    @property
+    def version(self) -> Version:
+        """Of which bytes they are."""
+
+    @property
+    def landed(self) -> Bitmap:
+        """The pieces that are here."""
+
+    def digest(self, index: int) -> bytes:
+        """Return the digest of one of them."""
+
+
+class Reports:
+    """Batches the reports of one version."""
+
+    def __init__(self, entry: Reported, send: Send, timers: Timers) -> None:
         """Report on `entry` by way of `send`."""
         self._entry = entry
         self._send = send
+        self._timers = timers
+        self._small = entry.version.length <= SMALL_BYTES
+        self._whole = entry.landed.size == 1
         self._landed: list[Landed] = []
         self._failed: list[Failed] = []
         self._followed: dict[int, str] = {}
-        self._soon: asyncio.TimerHandle | None = None
+        self._soon: Timer | None = None
         self._soon_is_hurried = False
-        self._later: asyncio.TimerHandle | None = None
+        self._later: Timer | None = None
         self.lazy_seconds = LAZY_REPORT_SECONDS
         """The same for what came from followed parents, of which the scheduler only keeps the books."""
         self.sent = 0
         """How many reports went out."""
 
-    def add(self, news: Progress, *, soon: bool) -> None:
-        """Report this, `soon` or with what else comes from followed parents."""
-        loop = asyncio.get_running_loop()
+    def tell(self, message: PeerMessage, *, soon: bool) -> None:
+        """Say something: reports with others in a while, the sooner if somebody waits (`soon`), all else at once."""
+        if isinstance(message, Progress):
+            self._add(message, soon=soon)
+        else:
+            self.flush()
+            self._send(message)
+
+    def flush(self) -> None:
+        """Send all there is; that a version of one piece came from a followed parent may wait for company even so."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        waited_for = bool(self._landed or self._failed or not self._whole)
+        if self._followed:
+            self._landed += self._proven()
+            self._followed = {}
+        self._flush_soon(soon=waited_for)
+
+    def _add(self, news: Progress, *, soon: bool) -> None:
         if not soon:
-            self._followed |= {index: landed.parent_id for landed in news.landed for index in landed.span}
+            for landed in news.landed:
+                for index in landed.span:
+                    self._followed[index] = landed.parent_id
             if self._later is None:
-                self._later = loop.call_later(self.lazy_seconds, self.flush)
+                self._later = self._timers.call_later(self.lazy_seconds, self.flush)
             return
+        hurried = bool(news.failed) or any(landed.parent_id != ORIGIN for landed in news.landed)
         self._landed += news.landed
         self._failed += news.failed
-        hurried = bool(news.failed) or any(landed.parent_id != ORIGIN for landed in news.landed)
+        if self._small and hurried and not self._failed:
+            self._flush_soon(soon=False)
+            return
         if self._soon is not None and hurried and not self._soon_is_hurried:
             self._soon.cancel()
             self._soon = None
         if self._soon is None:
             self._soon_is_hurried = hurried
-            self._soon = loop.call_later(REPORT_SECONDS if hurried else ORIGIN_REPORT_SECONDS, self._flush_soon)
+            delay = REPORT_SECONDS if hurried else ORIGIN_REPORT_SECONDS
+            self._soon = self._timers.call_later(delay, self._flush_soon)
 
-    def flush(self) -> None:
-        """Send all there is."""
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-        followed, self._followed = self._followed, {}
-        self._landed += self._proven(followed)
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
+    def _flush_soon(self, *, soon: bool = True) -> None:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
@@ -89,13 +130,13 @@ class Reports:
         failed, self._failed = self._failed, []
         if landed or failed:
             self.sent += 1
-            self._send(Progress(self._entry.version.id, tuple(joined(landed)), tuple(failed)))
+            self._send(Progress(self._entry.version.id, tuple(joined(landed)), tuple(failed)), soon=soon)
 
-    def _proven(self, followed: dict[int, str]) -> Iterator[Landed]:
+    def _proven(self) -> Iterator[Landed]:
         """Join pieces of several stripes, so of several parents, into spans; the first piece's parent is named."""
-        held = self._entry.landed
+        held, followed = self._entry.landed, self._followed
         for span in spans_of(sorted(index for index in followed if index in held)):
-            proof = piece_digest(b"".join(self._entry.digest(index) for index in span))
+            proof = piece_digest(b"".join([self._entry.digest(index) for index in span]))
             yield Landed(span, followed[span.start], proof=proof)
 
 

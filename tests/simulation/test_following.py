@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from bench.sim.host import SimulatedHost
+from bench.sim.reports import SimulatedEntry, VirtualTimers
 from bench.sim.scenario import Scenario
 from bench.sim.swarm import SimulatedSwarm
-from p2p.control import FailureReason, Landed, Progress
-from p2p.pieces import MIB, Span
-from peer.core.messages import Command, Event, ParentHas, ParentLost, Tell, Unwatch, Watch
+from p2p.control import FailureReason, Landed, PeerMessage, Progress
+from p2p.pieces import MIB, Bitmap, Span
+from peer.core.messages import Command, Event, ParentHas, ParentLost, Unwatch, Watch
+from peer.download.reports import Reports
 
 SCENARIO = Scenario(nodes=1, size=32 * MIB, rate=1e9, warm=True, jitter=0.0)
 
@@ -108,17 +110,26 @@ def test_a_dead_parent_is_lost(follower: Follower, first: bool) -> None:
     assert follower.events == [ParentLost("seed-0", FailureReason.UNREACHABLE, FailureReason.UNREACHABLE.name)]
 
 
-def test_reports_that_nobody_waits_for_wait_half_a_second_for_company(follower: Follower) -> None:
-    def report(index: int, *, soon: bool) -> Tell:
-        return Tell(Progress("v", (Landed(Span(index, index + 1), "seed-0"),)), soon=soon)
+def test_toldthat_nobody_waits_for_wait_half_a_second_for_company(follower: Follower) -> None:
+    swarm = follower.swarm
+    sent: list[tuple[float, PeerMessage]] = []
 
-    sent: list[tuple[float, object]] = []
-    follower.host.reports.send = lambda message: sent.append((follower.swarm.clock.now, message))
-    follower.say(report(0, soon=False), report(1, soon=False))
+    def send(message: PeerMessage, *, soon: bool = True) -> None:
+        sent.append((swarm.clock.now, message))
+
+    landed = Bitmap(len(swarm.digests), swarm.scenario.layout.everything())
+    told = Reports(SimulatedEntry(swarm.version, landed, swarm.digests), send, VirtualTimers(swarm.clock))
+
+    def report(index: int, *, soon: bool) -> None:
+        told.tell(Progress("v", (Landed(Span(index, index + 1), "seed-0"),)), soon=soon)
+
+    report(0, soon=False)
+    report(1, soon=False)
     follower.let(0.4)
     assert sent == []
     follower.let(0.2)
-    follower.say(report(2, soon=False), report(4, soon=True))
+    report(2, soon=False)
+    report(4, soon=True)
     follower.let(0.6)
     assert [at for at, _ in sent] == pytest.approx([0.5, 0.602, 1.1])
     reports = [message.landed for _, message in sent if isinstance(message, Progress)]

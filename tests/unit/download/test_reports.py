@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from p2p.control import LAZY_REPORT_SECONDS, ORIGIN, Failed, FailureReason, Landed, PeerMessage, Progress
+from p2p.control import (
+    LAZY_REPORT_SECONDS,
+    ORIGIN,
+    SMALL_BYTES,
+    Failed,
+    FailureReason,
+    Landed,
+    PeerMessage,
+    Progress,
+)
 from p2p.digests import piece_digest
 from p2p.pieces import Span
 from peer.download import reports
@@ -40,74 +48,134 @@ def test_what_has_a_proof_is_not_joined_to_anything() -> None:
 
 
 class Timers:
-    """The timers of a loop, which go off when told to."""
+    """Timers that go off when told to."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.set: list[tuple[float, Callable[[], None], asyncio.TimerHandle]] = []
-        loop = asyncio.get_running_loop()
+    def __init__(self) -> None:
+        self.set: list[tuple[float, Call]] = []
 
-        def call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-            handle = asyncio.TimerHandle(loop.time() + delay, callback, (), loop)
-            self.set.append((delay, callback, handle))
-            return handle
-
-        monkeypatch.setattr(loop, "call_later", call_later)
+    def call_later(self, delay: float, callback: Callable[[], object]) -> Call:
+        call = Call(callback)
+        self.set.append((delay, call))
+        return call
 
     def pending(self) -> list[float]:
-        return sorted(delay for delay, _, handle in self.set if not handle.cancelled())
+        return sorted(delay for delay, call in self.set if not call.cancelled)
 
     def fire(self, delay: float) -> None:
-        due = [callback for each, callback, handle in self.set if each == delay and not handle.cancelled()]
+        due = [call for each, call in self.set if each == delay and not call.cancelled]
         self.set = [one for one in self.set if one[0] != delay]
-        for callback in due:
-            callback()
+        for call in due:
+            call.callback()
 
 
-async def test_each_kind_of_news_waits_as_long_as_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Call:
+    """One of them."""
+
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Sent:
+    """What was said, and whether it may wait for company."""
+
+    def __init__(self) -> None:
+        self.messages: list[PeerMessage] = []
+        self.soon: list[bool] = []
+
+    def __call__(self, message: PeerMessage, *, soon: bool = True) -> None:
+        self.messages.append(message)
+        self.soon.append(soon)
+
+
+async def test_each_kind_of_news_waits_as_long_as_it_may(tmp_path: Path) -> None:
     store = await Store.open(tmp_path)
     task = a_task()
-    sent: list[PeerMessage] = []
+    sent = Sent()
     with await store.entry(task, a_version(task, 5 * PIECE)) as entry:
         await put(entry, range(5))
-        with monkeypatch.context() as patch:
-            timers = Timers(patch)
-            told = Reports(entry, sent.append)
-            assert told.lazy_seconds == LAZY_REPORT_SECONDS
-            told.lazy_seconds = lazy_seconds = 2.5
-            told.add(progress(piece(3, "p3")), soon=False)
-            told.add(progress(piece(0, "p0")), soon=False)
-            told.add(progress(piece(4, "p0")), soon=False)
-            assert timers.pending() == [lazy_seconds]
-            told.add(progress(piece(1, ORIGIN, D[1])), soon=True)
-            told.add(progress(piece(2, ORIGIN, D[2])), soon=True)
-            assert timers.pending() == [reports.ORIGIN_REPORT_SECONDS, lazy_seconds]
-            failed = Failed(Span(5, 6), "p5", FailureReason.BUSY)
-            told.add(progress(failed=(failed,)), soon=True)
-            assert timers.pending() == [reports.REPORT_SECONDS, lazy_seconds]
-            timers.fire(reports.REPORT_SECONDS)
-            version_id = entry.version.id
-            assert sent == [Progress(version_id, (Landed(Span(1, 3), ORIGIN, (D[1], D[2])),), (failed,))]
-            timers.fire(lazy_seconds)
-            proof = piece_digest(content(entry, 3)[1] + content(entry, 4)[1])
-            first = Landed(Span(0, 1), "p0", proof=piece_digest(content(entry, 0)[1]))
-            assert sent[1:] == [Progress(version_id, (first, Landed(Span(3, 5), "p3", proof=proof)))]
-            assert timers.pending() == []
-            told.flush()
-            assert told.sent == len(sent) == 2
+        timers = Timers()
+        told = Reports(entry, sent, timers)
+        assert told.lazy_seconds == LAZY_REPORT_SECONDS
+        told.lazy_seconds = lazy_seconds = 2.5
+        told.tell(progress(piece(3, "p3")), soon=False)
+        told.tell(progress(piece(0, "p0")), soon=False)
+        told.tell(progress(piece(4, "p0")), soon=False)
+        assert timers.pending() == [lazy_seconds]
+        told.tell(progress(piece(1, ORIGIN, D[1])), soon=True)
+        told.tell(progress(piece(2, ORIGIN, D[2])), soon=True)
+        assert timers.pending() == [reports.ORIGIN_REPORT_SECONDS, lazy_seconds]
+        failed = Failed(Span(5, 6), "p5", FailureReason.BUSY)
+        told.tell(progress(failed=(failed,)), soon=True)
+        assert timers.pending() == [reports.REPORT_SECONDS, lazy_seconds]
+        timers.fire(reports.REPORT_SECONDS)
+        version_id = entry.version.id
+        assert sent.messages == [Progress(version_id, (Landed(Span(1, 3), ORIGIN, (D[1], D[2])),), (failed,))]
+        timers.fire(lazy_seconds)
+        proof = piece_digest(content(entry, 3)[1] + content(entry, 4)[1])
+        first = Landed(Span(0, 1), "p0", proof=piece_digest(content(entry, 0)[1]))
+        assert sent.messages[1:] == [Progress(version_id, (first, Landed(Span(3, 5), "p3", proof=proof)))]
+        assert timers.pending() == []
+        told.flush()
+        assert told.sent == len(sent.messages) == 2
+        assert sent.soon == [True, True]
     await store.close()
 
 
 async def test_what_the_end_of_a_download_finds_is_sent_at_once(tmp_path: Path) -> None:
     store = await Store.open(tmp_path)
     task = a_task()
-    sent: list[PeerMessage] = []
+    sent = Sent()
     with await store.entry(task, a_version(task, 2 * PIECE)) as entry:
         await put(entry, [0])
-        told = Reports(entry, sent.append)
-        told.add(progress(piece(0, "p0"), piece(1, "p0")), soon=False)
-        told.add(progress(piece(1, ORIGIN, D[1])), soon=True)
+        told = Reports(entry, sent, Timers())
+        told.tell(progress(piece(0, "p0"), piece(1, "p0")), soon=False)
+        told.tell(progress(piece(1, ORIGIN, D[1])), soon=True)
         told.flush()
-        (message,) = sent
+        (message,) = sent.messages
         assert isinstance(message, Progress)
         assert [one.span for one in message.landed] == [Span(1, 2), Span(0, 1)], "what is not held is not reported"
+        assert sent.soon == [True]
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("length", "landed", "followed", "hurries"),
+    [
+        (SMALL_BYTES, piece(0, "p0"), False, False),
+        (SMALL_BYTES, piece(0, ORIGIN, D[0]), False, True),
+        (SMALL_BYTES + 1, piece(0, "p0"), False, True),
+        (SMALL_BYTES + 1, piece(0, "p0"), True, False),
+        (PIECE + 1, piece(0, "p0"), True, True),
+    ],
+    ids=["small from a host", "small from the origin", "from an assigned parent", "of one piece, followed", "followed"],
+)
+async def test_who_may_wait_for_company(
+    tmp_path: Path, length: int, landed: Landed, *, followed: bool, hurries: bool
+) -> None:
+    store = await Store.open(tmp_path)
+    task = a_task()
+    sent = Sent()
+    with await store.entry(task, a_version(task, length)) as entry:
+        await put(entry, [0])
+        told = Reports(entry, sent, Timers())
+        told.tell(progress(landed), soon=not followed)
+        told.flush()
+        assert sent.soon == [hurries]
+    await store.close()
+
+
+async def test_a_failure_of_a_small_version_is_in_a_hurry(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+    task = a_task()
+    sent = Sent()
+    with await store.entry(task, a_version(task, 1)) as entry:
+        timers = Timers()
+        told = Reports(entry, sent, timers)
+        told.tell(progress(failed=(Failed(Span(0, 1), "p0", FailureReason.BUSY),)), soon=True)
+        timers.fire(reports.REPORT_SECONDS)
+        assert sent.soon == [True]
     await store.close()

@@ -36,7 +36,7 @@ class Played(Link):
         self.said: list[PeerMessage] = []
         self.heard = asyncio.Event()
 
-    def send(self, message: PeerMessage) -> None:
+    def send(self, message: PeerMessage, *, soon: bool = True) -> None:
         self.said.append(message)
         self.heard.set()
 

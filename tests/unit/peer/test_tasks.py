@@ -159,7 +159,7 @@ class Schedulers:
     def of(self, version_id: str) -> str | None:
         return self.address
 
-    def send(self, version_id: str, message: PeerMessage) -> None:
+    def send(self, version_id: str, message: PeerMessage, *, soon: bool = True) -> None:
         if self.address is None:
             assert isinstance(message, Dropped), "nobody is there to be told"
             return

@@ -79,6 +79,7 @@ class Host:
 
     def __init__(self, call: Any) -> None:
         self.call = call
+        self._unread: list[pb.SchedulerMessage] = []
 
     async def say(self, message: PeerMessage) -> None:
         await self.call.write(peer_message_to_proto(message))
@@ -86,10 +87,13 @@ class Host:
     async def next(self, kind: str = "assignment") -> pb.SchedulerMessage:
         """Return the next message of a kind, past others."""
         async with asyncio.timeout(DEADLINE):
-            while (message := await self.call.read()) is not grpc.aio.EOF:
-                if message.WhichOneof("body") == kind:
-                    assert isinstance(message, pb.SchedulerMessage)
-                    return message
+            while True:
+                while self._unread:
+                    if (message := self._unread.pop(0)).WhichOneof("body") == kind:
+                        return message
+                if (frame := await self.call.read()) is grpc.aio.EOF:
+                    break
+                self._unread = list(frame.batch.messages) if frame.WhichOneof("body") == "batch" else [frame]
         raise AssertionError(f"the session ended: {await self.call.code()} {await self.call.details()}")
 
     async def ending(self) -> tuple[grpc.StatusCode, str]:
