@@ -1,8 +1,8 @@
 """Who goes first where something is scarce: the urgent before others, the small before the large, then tasks in turn.
 
-A priority is a number from 0 to 7, as in `X-Dragonfly-Priority`: the higher, the more urgent. Whoever asks for one piece is
-small. What is scarce keeps a part for the small, which large ones never take: those may hold on to theirs for long, and
-a small one is over soon. Pure.
+A priority is a number from 0 to 7, as in `X-Dragonfly-Priority`: the higher, the more urgent. Whoever asks for one
+piece is small. What is scarce keeps a part for the small, which large ones never take: those may hold on to theirs for
+long, and a small one is over soon. Pure.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from p2p.budgets import UNBOUNDED, Budget
+from p2p.urgency import ORDINARY, Turns, Urgency, kept_for_small
 
 SLACK_SECONDS = 0.02
 """How much of a rate may be caught up on: timers are late by a millisecond or two, and rates would suffer."""
@@ -64,10 +65,11 @@ class Bucket:
 
 @dataclass(slots=True)
 class Gate:
-    """The way of this host's requests to one origin: first come, first served, within `limit`.
+    """The way of this host's requests to one origin, within `limit`: by urgency, tasks in turn (`p2p.urgency`).
 
     Checks go before all others, and no pause holds them up: they are few, a client waits for each, and what the origin
-    answers (with its `Retry-After`, if it still asks for patience) is the client's to know.
+    answers (with its `Retry-After`, if it still asks for patience) is the client's to know. A part of the
+    connections is for checks and small requests alone.
     """
 
     limit: Budget = UNBOUNDED
@@ -77,7 +79,10 @@ class Gate:
     requests: Bucket = field(default_factory=Bucket)
     bytes: Bucket = field(default_factory=Bucket)
     _checks: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    _waiting: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    _waiting: Turns = field(default_factory=Turns)
+    _large: set[int] = field(default_factory=set)
+    """The tickets of large requests, waiting or under way."""
+    _large_under_way: int = 0
     _tickets: int = 0
 
     @property
@@ -91,19 +96,31 @@ class Gate:
         self.requests.set_rate(limit.requests_per_second, now)
         self.bytes.set_rate(limit.bytes_per_second, now)
 
-    def enter(self, *, check: bool = False) -> int:
-        """Queue a request and return its ticket."""
+    def enter(self, *, check: bool = False, urgency: Urgency = ORDINARY, task: str = "") -> int:
+        """Queue a request, of a task if it is for one, and return its ticket."""
         self._tickets += 1
-        (self._checks if check else self._waiting)[self._tickets] = None
+        if check:
+            self._checks[self._tickets] = None
+        else:
+            self._waiting.add(self._tickets, urgency, task)
+            if not urgency.small:
+                self._large.add(self._tickets)
         return self._tickets
 
     def withdraw(self, ticket: int) -> None:
         """Take back a request that has not been admitted."""
-        del (self._checks if ticket in self._checks else self._waiting)[ticket]
+        if ticket in self._checks:
+            del self._checks[ticket]
+        else:
+            self._waiting.remove(ticket)
+            self._large.discard(ticket)
 
-    def leave(self) -> None:
+    def leave(self, ticket: int) -> None:
         """Note that a request that was admitted is over."""
         self.under_way -= 1
+        if ticket in self._large:
+            self._large.remove(ticket)
+            self._large_under_way -= 1
 
     def pause(self, seconds: float, now: float) -> None:
         """Let nobody but checks in for `seconds`, within bounds: the origin asked for it."""
@@ -116,24 +133,35 @@ class Gate:
             self.paused_until = -inf
 
     def admit(self, now: float) -> list[int]:
-        """Return the tickets of those that may go at `now`, in the order in which they came."""
+        """Return the tickets of those that may go at `now`, in the order of their turns."""
         admitted: list[int] = []
-        for queue, pause in self._queues(now):
-            while queue and max(pause, self._delay(now)) <= 0:
-                ticket, _ = queue.popitem(last=False)
-                self.under_way += 1
-                self.requests.use(1, now)
-                admitted.append(ticket)
+        while self._delay(now) <= 0 and (ticket := self._next(now)) is not None:
+            self.under_way += 1
+            self._large_under_way += ticket in self._large
+            self.requests.use(1, now)
+            admitted.append(ticket)
         return admitted
 
     def next_at(self, now: float) -> float | None:
         """Return when the next one may go; None if nobody waits, or only another event can let one in."""
-        delay = min((max(pause, self._delay(now)) for queue, pause in self._queues(now) if queue), default=inf)
+        delay = inf
+        if self._checks:
+            delay = self._delay(now)
+        elif self._waiting.any_small() or (self._waiting and not self._small_only):
+            delay = max(self.paused_until - now, self._delay(now))
         return None if delay == inf else now + delay
 
-    def _queues(self, now: float) -> tuple[tuple[OrderedDict[int, None], float], ...]:
-        """Return who waits, the first first, and for how many seconds a pause holds them up."""
-        return (self._checks, 0.0), (self._waiting, self.paused_until - now)
+    @property
+    def _small_only(self) -> bool:
+        """Whether large requests have all the connections that they may have."""
+        connections = self.limit.connections
+        return connections is not None and self._large_under_way >= connections - kept_for_small(connections)
+
+    def _next(self, now: float) -> int | None:
+        """Take the ticket of whoever goes next, provided that there is a connection; None if nobody may."""
+        if self._checks:
+            return self._checks.popitem(last=False)[0]
+        return None if now < self.paused_until else self._waiting.take(small_only=self._small_only)
 
     def _delay(self, now: float) -> float:
         if self.limit.connections is not None and self.under_way >= self.limit.connections:

@@ -21,6 +21,7 @@ from p2p.errors import (
 from p2p.identity import origin_key, redact
 from p2p.stores import Store
 from p2p.telemetry import REGISTRY
+from p2p.urgency import ORDINARY, Urgency
 from p2p.versions import Version
 from peer.download.connection import ExchangeError, Limits, Progress, StalledError
 from peer.download.contract import Signer
@@ -94,7 +95,12 @@ class BackSource:
         self._patience: dict[str, Patience] = {}
 
     async def fetch(
-        self, landing: Landing, version: Version, source: Source, on_overload: Callable[[], None] | None
+        self,
+        landing: Landing,
+        version: Version,
+        source: Source,
+        on_overload: Callable[[], None] | None,
+        urgency: Urgency = ORDINARY,
     ) -> None:
         """Land all that remains. `on_overload` is called whenever the origin answers 429 or 503.
 
@@ -104,7 +110,7 @@ class BackSource:
         failures = 0
         while landing.remaining is not None:
             before = landing.offset
-            setback = await self._attempt(landing, version, source)
+            setback = await self._attempt(landing, version, source, urgency)
             if setback is None:
                 return
             gained = landing.offset - before >= PROGRESS_BYTES
@@ -119,14 +125,14 @@ class BackSource:
                 raise setback.error
             await self._sleep(pause)
 
-    async def _attempt(self, landing: Landing, version: Version, source: Source) -> Setback | None:
+    async def _attempt(self, landing: Landing, version: Version, source: Source, urgency: Urgency) -> Setback | None:
         """Ask the origin once for what remains, redirects included; return None when everything has landed."""
         may_sign_again = True
         redirects = 0
         while redirects <= MAX_REDIRECTS:
             url = source.url
             try:
-                answer = await self._hedged(landing, version, source, may_sign_again)
+                answer = await self._hedged(landing, version, source, urgency, may_sign_again)
             except StalledError as error:
                 return Setback(OriginStalledError(f"{redact(url)}: {error}"))
             except ExchangeError as error:
@@ -144,7 +150,7 @@ class BackSource:
         raise OriginError(f"{redact(source.url)} redirected more than {MAX_REDIRECTS} times")
 
     async def _hedged(
-        self, landing: Landing, version: Version, source: Source, may_sign_again: bool
+        self, landing: Landing, version: Version, source: Source, urgency: Urgency, may_sign_again: bool
     ) -> Source | Unaccepted | Later | None:
         """Ask for what remains, a second time if the first brings nothing; return what to do instead of landing it.
 
@@ -152,7 +158,7 @@ class BackSource:
         """
 
         async def ask(progress: Progress, rivalry: Rivalry | None) -> Source | Unaccepted | Later | None:
-            return await self._ask(landing, version, source, may_sign_again, progress, rivalry)
+            return await self._ask(landing, version, source, urgency, may_sign_again, progress, rivalry)
 
         return await hedged(ask, landing, self._patience_with(source.url))
 
@@ -161,6 +167,7 @@ class BackSource:
         landing: Landing,
         version: Version,
         source: Source,
+        urgency: Urgency,
         may_sign_again: bool,
         progress: Progress,
         rivalry: Rivalry | None,
@@ -170,7 +177,7 @@ class BackSource:
         ours = source.store not in (None, Store.HTTP)
         outcome = "failed"
         try:
-            async with self._governor.request(signed.url) as permit:
+            async with self._governor.request(signed.url, urgency=urgency, task=version.task_id) as permit:
                 wanted = rivalry.wanted if rivalry is not None else landing.wanted
 
                 def judge(
@@ -189,6 +196,8 @@ class BackSource:
                     self._resolver,
                     permit.take,
                     progress,
+                    urgency,
+                    version.task_id,
                 )
                 if rivalry is None:
                     verdict = await self._exchanges.land(request, landing)

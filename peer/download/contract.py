@@ -9,6 +9,7 @@ from p2p.control import Source
 from p2p.errors import DamselflyError, OriginError, OriginRefusedError
 from p2p.identity import redact
 from p2p.pieces import Span
+from p2p.urgency import ORDINARY, Urgency
 from peer.download.announcements import DigestTable
 from peer.download.landing import PieceChecksums
 from peer.source.fields import Fields
@@ -28,6 +29,7 @@ class TransferPool(Protocol):
         digests: Sequence[bytes],
         on_piece: Callable[[int, bytes], None],
         checksums: PieceChecksums | None = None,
+        urgency: Urgency = ORDINARY,
     ) -> None:
         """Fetch the pieces of `span` from another host, each checked against its digest; `checksums` keeps theirs."""
 
@@ -40,6 +42,7 @@ class TransferPool(Protocol):
         on_piece: Callable[[int, bytes], None],
         on_overload: Callable[[], None],
         checksums: PieceChecksums | None = None,
+        urgency: Urgency = ORDINARY,
     ) -> None:
         """Fetch the pieces of `span` from the origin; `on_overload` hears of each time that it asks for patience."""
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from p2p.errors import DamselflyError, StoppingError
 from p2p.pagecache import WRITE_BYTES
 from p2p.ranges import ByteRange
+from p2p.urgency import ORDINARY, Turns, Urgency, kept_for_small
 from peer.download.connection import (
     AbortedError,
     AddressInfo,
@@ -48,6 +50,7 @@ class Request(Generic[T]):
 
     Where it is not landed, `body` reads it if it is short. With a `resolver` only addresses that it allows are
     connected to. `take(count)` hears of the body's bytes in the thread, and says for how many seconds to read nothing.
+    `urgency` and `task` say whose turn it is where all threads are busy.
     """
 
     endpoint: Endpoint
@@ -57,6 +60,8 @@ class Request(Generic[T]):
     resolver: Resolver | None = None
     take: Callable[[int], float] | None = None
     progress: Progress = field(default_factory=Progress)
+    urgency: Urgency = ORDINARY
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +79,64 @@ class Rivalry:
     wasted: Callable[[int], None]
 
 
+class Workers:
+    """Places for `count` exchanges at once, by urgency (`p2p.urgency`), some of them for small ones alone.
+
+    An exchange holds its place for as long as the other side takes, and large ones come by the dozen: in one queue, a
+    small one would wait until somebody has sent megabytes.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._kept = kept_for_small(count)
+        self._turns = Turns()
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._tickets = 0
+
+    @asynccontextmanager
+    async def place(self, urgency: Urgency, task: str) -> AsyncIterator[None]:
+        """Wait for a place, and have it while the context lasts."""
+        await self._take(urgency, task)
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    async def _take(self, urgency: Urgency, task: str) -> None:
+        self._tickets += 1
+        ticket = self._tickets
+        waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
+        self._turns.add(ticket, urgency, task)
+        self._call()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if ticket in self._turns:
+                self._turns.remove(ticket)
+                del self._waiters[ticket]
+            else:
+                self._give_back()  # It was called at the very moment when it gave up.
+            raise
+
+    def _give_back(self) -> None:
+        self._free += 1
+        self._call()
+
+    def _call(self) -> None:
+        """Call those who may have a place now."""
+        while self._free and (ticket := self._turns.take(small_only=self._free <= self._kept)) is not None:
+            self._free -= 1
+            waiter = self._waiters.pop(ticket)
+            if not waiter.done():  # else it was cancelled, and gives its place back as soon as it runs
+                waiter.set_result(None)
+
+
 class Exchanges:
     """Makes exchanges, with bounded threads and bounded kept connections. Belongs to the event loop."""
 
     def __init__(self, *, workers: int, idle: ConnectionPool, trust: Trust) -> None:
         self._trust = trust
-        self._workers = asyncio.Semaphore(workers)
+        self._workers = Workers(workers)
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="transfer")
         self._buffers = threading.local()
         self._idle = idle
@@ -93,7 +150,7 @@ class Exchanges:
         Raises ExchangeError kinds, what `judge` raises, and what `landing.fill` does. When this is cancelled the
         connection is closed, and the thread has ended before CancelledError leaves.
         """
-        async with self._workers:
+        async with self._workers.place(request.urgency, request.task):
             kept = self._idle.take(request.endpoint)
             if kept is not None:
                 try:
@@ -111,7 +168,7 @@ class Exchanges:
 
     async def race(self, request: Request[T], landing: Landing, rivalry: Rivalry) -> T | None:
         """Do as `land` does for bytes that another exchange is at work with, which ends before this one lands any."""
-        async with self._workers:
+        async with self._workers.place(request.urgency, request.task):
             addresses = await self._look_up(request, rivalry.avoid)
             connection = self._connection(request)
             buffer = memoryview(bytearray(min(WRITE_BYTES, len(rivalry.wanted))))

@@ -23,6 +23,7 @@ from p2p.errors import (
 from p2p.fields import single
 from p2p.pieces import Span
 from p2p.ranges import ByteRange, ContentRange, format_range, parse_content_range
+from p2p.urgency import ORDINARY, Urgency
 from p2p.versions import Version
 from peer.download.announcements import DigestTable, watch
 from peer.download.backsource import BackSource
@@ -116,12 +117,14 @@ class Transfers:
         digests: Sequence[bytes],
         on_piece: Report,
         checksums: PieceChecksums | None = None,
+        urgency: Urgency = ORDINARY,
     ) -> None:
         """Fetch the pieces of `span` from the host at `address` ("host:port"), each checked against its digest.
 
         `on_piece(index, digest)` is called on the loop as each piece is written and sound, in order, and never after
         this has returned or raised. Raises ParentError kinds, CorruptPieceError, StoreError and StoppingError. When
-        this is cancelled the connection is closed, and the thread has ended before CancelledError leaves.
+        this is cancelled the connection is closed, and the thread has ended before CancelledError leaves. Where all
+        threads are busy, `urgency` says whose turn it is.
         """
         try:
             dialled = parse_address(address)
@@ -139,7 +142,10 @@ class Transfers:
 
         with _parent_errors(address):
             endpoint = Endpoint(dialled.host, dialled.port)
-            await self._exchanges.land(Request(endpoint, self._settings.parent, head, judge), landing)
+            request: Request[None] = Request(
+                endpoint, self._settings.parent, head, judge, urgency=urgency, task=entry.version.task_id
+            )
+            await self._exchanges.land(request, landing)
 
     async def follow(
         self,
@@ -177,17 +183,18 @@ class Transfers:
         on_piece: Report,
         on_overload: Callable[[], None] | None = None,
         checksums: PieceChecksums | None = None,
+        urgency: Urgency = ORDINARY,
     ) -> None:
         """Fetch the pieces of `span` from the origin by way of `source`, all of them of the entry's version.
 
         Redirects are followed. What breaks off is taken up again at the first byte that is missing, and what stalls is
         asked for over another connection. `on_overload` is called on the loop whenever the origin asks for patience
-        (429, 503). `on_piece`, `checksums` and cancelling are as with `from_parent`. Raises OriginError kinds
-        (DeniedError for an origin that may not be asked, redirects included), BadRequestError for a URL or a header
-        that cannot be sent, StoreError and StoppingError.
+        (429, 503). `on_piece`, `checksums`, `urgency` and cancelling are as with `from_parent`. Raises OriginError
+        kinds (DeniedError for an origin that may not be asked, redirects included), BadRequestError for a URL or a
+        header that cannot be sent, StoreError and StoppingError.
         """
         landing = Landing(entry, span, None, _on_loop(on_piece), checksums)
-        await self._origin.fetch(landing, entry.version, source, on_overload)
+        await self._origin.fetch(landing, entry.version, source, on_overload, urgency)
 
     async def close(self) -> None:
         """End every transfer (StoppingError) and every connection, and wait for the threads."""

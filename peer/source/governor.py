@@ -1,6 +1,6 @@
 """This host's share of the cluster's budget of each origin: who may ask now, and how fast bytes may be read.
 
-Requests go one after the other as the share allows, those that came first first. Bytes are counted where they are read,
+Requests go one after the other as the share allows, by urgency (`p2p.urgency`). Bytes are counted where they are read,
 which may be in threads. An origin without a budget costs a look into a dictionary.
 """
 
@@ -22,6 +22,7 @@ from p2p.control import Allowance, OriginLoad, OriginUse, PeerMessage
 from p2p.errors import OriginUnreachableError
 from p2p.identity import origin_key
 from p2p.telemetry import REGISTRY
+from p2p.urgency import ORDINARY, Urgency
 from peer.source.allotment import CAUTIOUS, IDLE_SECONDS, Allotment
 
 WAIT_SECONDS = 120.0
@@ -96,9 +97,10 @@ class _Origin:
 class Permit:
     """Leave for one request, for as long as it lasts."""
 
-    def __init__(self, governor: Governor, origin: _Origin, admitted_at: float) -> None:
+    def __init__(self, governor: Governor, origin: _Origin, ticket: int, admitted_at: float) -> None:
         self._governor = governor
         self._origin = origin
+        self._ticket = ticket
         self._admitted_at = admitted_at
 
     def take(self, size: int) -> float:
@@ -129,24 +131,29 @@ class Governor:
         self._bounded = asyncio.Event()
 
     @asynccontextmanager
-    async def request(self, url: str, *, check: bool = False, listing: bool = False) -> AsyncIterator[Permit]:
+    async def request(
+        self, url: str, *, check: bool = False, listing: bool = False, urgency: Urgency = ORDINARY, task: str = ""
+    ) -> AsyncIterator[Permit]:
         """Wait for leave to send one request to the origin of `url`; leaving the context gives its slot back.
 
-        `check` tells that it asks for one byte at most, `listing` that it lists names. Raises BadRequestError for a URL
-        that cannot be fetched, and OriginUnreachableError when there is no leave within WAIT_SECONDS.
+        `check` tells that it asks for one byte at most, `listing` that it lists names. Those of one `task` go one after
+        the other, and tasks of the same `urgency` take turns. Raises BadRequestError for a URL that cannot be fetched,
+        and OriginUnreachableError when there is no leave within WAIT_SECONDS.
         """
         kind: Kind = "check" if check else "list" if listing else "read"
-        permit = await self.enter(url, kind)
+        permit = await self.enter(url, kind, urgency, task)
         try:
             yield permit
         finally:
             self.leave(permit)
 
-    async def enter(self, url: str, kind: Kind) -> Permit:
+    async def enter(self, url: str, kind: Kind, urgency: Urgency = ORDINARY, task: str = "") -> Permit:
         """Do the first half of `request`, for whoever cannot use a context; `leave` is the other. Raises alike."""
         origin = self._origin(origin_key(url))
         allotment = origin.allotment
-        ticket = allotment.gate.enter(check=kind == "check")
+        if kind == "list":
+            urgency = Urgency(urgency.priority, small=True)
+        ticket = allotment.gate.enter(check=kind == "check", urgency=urgency, task=task)
         allotment.used_at = self._clock()
         if allotment.bounded:
             self._bounded.set()
@@ -160,12 +167,12 @@ class Governor:
         usage.requests += 1
         usage.checks += kind == "check"
         _ADMITTED.labels(origin.label, kind).inc()
-        return Permit(self, origin, self._clock())
+        return Permit(self, origin, ticket, self._clock())
 
     def leave(self, permit: Permit) -> None:
         """Give the slot of a request back that is over."""
         origin = permit._origin  # noqa: SLF001  # a permit is a part of its governor
-        origin.allotment.gate.leave()
+        origin.allotment.gate.leave(permit._ticket)  # noqa: SLF001
         origin.allotment.used_at = self._clock()
         self._pump(origin)
 
@@ -260,7 +267,7 @@ class Governor:
                 await waiter
         except BaseException as error:
             if origin.waiters.pop(ticket, None) is None:
-                allotment.gate.leave()  # It was let in at the very moment when it gave up.
+                allotment.gate.leave(ticket)  # It was let in at the very moment when it gave up.
             else:
                 allotment.gate.withdraw(ticket)
             self._pump(origin)

@@ -18,6 +18,7 @@ from p2p.fields import single
 from p2p.pieces import Span
 from p2p.stores import Store
 from p2p.telemetry import REGISTRY
+from p2p.urgency import ORDINARY, Urgency
 from peer.download.connection import AddressInfo, Connection, Endpoint, Limits, Progress
 from peer.download.landing import Landing, PieceChecksums
 from peer.download.patience import ENOUGH, LONGEST_SECONDS, SHORTEST_SECONDS, UNKNOWN_SECONDS, Patience
@@ -317,7 +318,9 @@ class Budget(Governor):
         self.refusals: list[float] = []
 
     @asynccontextmanager
-    async def request(self, url: str, *, check: bool = False, listing: bool = False) -> AsyncIterator[Permit]:
+    async def request(
+        self, url: str, *, check: bool = False, listing: bool = False, urgency: Urgency = ORDINARY, task: str = ""
+    ) -> AsyncIterator[Permit]:
         budget = self
 
         class Leave(Permit):

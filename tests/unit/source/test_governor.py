@@ -12,6 +12,7 @@ import pytest
 from p2p.budgets import LEASE_SECONDS, UNBOUNDED, Budget
 from p2p.control import Allowance, OriginLoad, OriginUse, PeerMessage
 from p2p.errors import BadRequestError, OriginUnreachableError
+from p2p.urgency import Urgency
 from peer.core.budget import Bucket, Gate
 from peer.source import governor as governor_module
 from peer.source.allotment import ANSWER_SECONDS, CAUTIOUS, Allotment
@@ -20,6 +21,7 @@ from peer.source.governor import Governor, Permit
 
 URL = "https://store.internal/bucket/model.bin?X-Amz-Signature=secret"
 ORIGIN = "https://store.internal:443"
+SMALL, URGENT = Urgency(small=True), Urgency(7)
 
 
 class Clock:
@@ -93,8 +95,8 @@ def test_requests_keep_to_their_rate(rate: float) -> None:
     for _ in range(200):
         gate.enter()
     while now < seconds:
-        for _ in gate.admit(now):
-            gate.leave()
+        for ticket in gate.admit(now):
+            gate.leave(ticket)
             moments.append(now)
             gate.enter()
         again = gate.next_at(now)
@@ -138,7 +140,7 @@ def test_who_comes_first_goes_first_and_who_gives_up_is_passed_over() -> None:
     assert gate.next_at(0.0) is None
     gate.withdraw(second)
     assert gate.wanted == 2
-    gate.leave()
+    gate.leave(first)
     assert gate.admit(0.0) == [third]
 
 
@@ -164,9 +166,47 @@ def test_checks_go_first_and_are_not_held_up_by_a_pause() -> None:
     assert gate.wanted == 3
     assert gate.admit(0.0) == [check, late]
     assert gate.next_at(0.0) is None, "both slots are taken"
-    gate.leave()
+    gate.leave(check)
     assert (gate.admit(0.0), gate.next_at(0.0)) == ([], 5.0)
     assert gate.admit(5.0) == [read]
+
+
+def test_small_requests_and_checks_have_a_connection_that_large_ones_never_get() -> None:
+    gate = Gate()
+    gate.set_limit(Budget(connections=4), 0.0)
+    large = [gate.enter(task="model") for _ in range(5)]
+    assert gate.admit(0.0) == large[:3]
+    assert gate.next_at(0.0) is None, "the fourth connection is for others"
+    small = gate.enter(urgency=SMALL, task="config")
+    assert gate.next_at(0.0) == 0.0
+    assert gate.admit(0.0) == [small]
+    check = gate.enter(check=True)
+    gate.leave(small)
+    assert gate.admit(0.0) == [check]
+    gate.leave(check)
+    assert gate.admit(0.0) == []
+    gate.leave(large[0])
+    assert gate.admit(0.0) == [large[3]]
+
+
+def test_a_large_request_that_gave_up_takes_no_connection() -> None:
+    gate = Gate()
+    gate.set_limit(Budget(connections=3), 0.0)
+    first, second, third = (gate.enter(task="model") for _ in range(3))
+    gate.withdraw(first)
+    assert gate.admit(0.0) == [second, third]
+
+
+def test_urgent_requests_go_first_and_tasks_take_turns() -> None:
+    gate = Gate()
+    gate.set_limit(Budget(connections=1), 0.0)
+    one, other, third = gate.enter(task="a"), gate.enter(task="a"), gate.enter(task="b")
+    urgent = gate.enter(task="c", urgency=URGENT)
+    order = gate.admit(0.0)
+    while gate.wanted > 1:
+        gate.leave(order[-1])
+        order += gate.admit(0.0)
+    assert order == [urgent, one, third, other]
 
 
 def test_an_answer_to_what_was_asked_after_a_pause_began_ends_it() -> None:
@@ -273,7 +313,7 @@ async def test_without_a_scheduler_a_host_is_cautious(clock: Clock) -> None:
     running = started(governor, scheduler)
     await settle()
     for _ in range(CAUTIOUS.connections or 0):
-        await governor.enter(URL, "read")
+        await governor.enter(URL, "read", SMALL)
     one_more = asyncio.create_task(governor.enter(URL, "read"))
     await settle()
     assert not one_more.done()
