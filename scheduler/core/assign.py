@@ -17,6 +17,8 @@ Pieces that somebody can give go to children by windowed rarest first: among the
 lacks, the one fewest hosts hold or are receiving, ties broken at random (in order where a single host wants anything:
 there is nobody to trade with and a reader waits for the front). It comes from the least loaded parent with a free slot.
 
+Small versions take no part in that: whoever holds one gives it at once, and children are spread over its holders.
+
 Pieces that nobody can give come from the origin, in ascending order, striped in runs over all seeds that work, through
 the source of a host that wants them. Each seed has its own runs, equally many; a faster one takes over what a notably
 slower one has left. What no seed can bring, the wanting hosts share out among themselves.
@@ -72,7 +74,9 @@ def peer_part(swarm: Swarm, child: Peer, *, limits: Limits, random: Random, now:
     if not lacking:
         return None
     first = _rarest(swarm, lacking, limits, random)
-    parent = min(_parents(swarm, child, first, random, now), key=lambda parent: (_load(parent.host), random.random()))
+    parent = min(
+        _parents(swarm, child, first, random, now), key=lambda parent: (_load(swarm, parent.host), random.random())
+    )
     return Choice(child.host.id, parent.host.id, _part(swarm, first, lacking & parent.sound, limits))
 
 
@@ -139,9 +143,13 @@ def _parents(swarm: Swarm, child: Peer, index: int, random: Random, now: float) 
     return found
 
 
-def _load(host: Host) -> tuple[float, bool]:
-    """Return what speaks against a parent: how busy it is, and among equals that it is a seed."""
-    return len(host.uploading) / host.hello.upload_slots, host.hello.seed
+def _load(swarm: Swarm, host: Host) -> tuple[int, float, bool]:
+    """Return what speaks against a parent: how busy it is, and among equals that it is a seed.
+
+    With a small version it is first of all how many children were sent to it for such a one lately.
+    """
+    riding = len(host.riding) if swarm.small else 0
+    return riding, len(host.uploading) / host.hello.upload_slots, host.hello.seed
 
 
 def origin_part(swarm: Swarm, seeds: Mapping[str, Host], *, limits: Limits, now: float) -> Choice | None:

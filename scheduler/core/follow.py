@@ -169,7 +169,8 @@ class Grove:
 
 def tend(state: State, swarm: Swarm, now: float) -> list[Command]:
     """Bring the trees of a swarm up to date and return what hosts are to hear of it."""
-    if not state.limits.stripes:
+    if swarm.small or not state.limits.stripes:
+        swarm.replant.clear()
         return []
     seeds = [seed for seed in state.seeds.values() if seed.hello.upload_slots]
     peers = (swarm.peers.get(seed.id) for seed in seeds)

@@ -29,18 +29,20 @@ def check(state: State, *, now: float) -> None:
 
 def _check_slots(state: State) -> None:
     uploading: dict[str, set[Flight]] = {host_id: set() for host_id in state.hosts}
+    riding: dict[str, set[Flight]] = {host_id: set() for host_id in state.hosts}
     for swarm in state.swarms.values():
         for peer in swarm.peers.values():
             for flight in peer.flights.values():
                 if flight.parent is not None:
                     assert state.hosts.get(flight.parent_id) is flight.parent, "a parent is gone, its flight is not"
-                    uploading[flight.parent_id].add(flight)
+                    (riding if swarm.small else uploading)[flight.parent_id].add(flight)
     assert set(state.open.hosts) <= set(state.hosts), "a host that is gone has free slots"
     for host_id, host in state.hosts.items():
         assert uploading[host_id] == set(host.uploading), f"the slots of {host_id} are miscounted"
+        assert riding[host_id] == set(host.riding), f"what takes no slot of {host_id} is miscounted"
         assert len(host.uploading) <= host.hello.upload_slots, f"the slots of {host_id} are oversubscribed"
         assert (state.open.hosts.get(host_id) is host) == (not host.saturated), f"{host_id} is open, or is not"
-        for version_id in host.versions:
+        for version_id in (*host.versions, *host.small):
             assert host_id in state.swarms[version_id].peers, f"{host_id} is thought to have a peer it has not"
 
 
@@ -61,7 +63,7 @@ def _check_tallies(swarm: Swarm) -> None:
         wanted = any(index in peer.missing for peer in peers)
         queued = wanted and not tradeable and not fetchers
         assert (index in swarm.unassigned()) == queued, f"piece {index} is lost or queued in vain"
-    able = {host_id for host_id, peer in swarm.peers.items() if not peer.host.saturated}
+    able = {host_id for host_id, peer in swarm.peers.items() if swarm.gives(peer.host)}
     assert {peer.host.id for peer in swarm.open()} == able, "an open parent is overlooked"
     assert len(swarm.open()) == len(able), "an open parent is counted twice"
     assert not any(peer.sound - swarm.offered() for peer in swarm.open()), "an open parent's piece is overlooked"
@@ -141,7 +143,7 @@ def _check_integrity(state: State, swarm: Swarm) -> None:
 
 def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:
     assert state.hosts.get(peer.host.id) is peer.host, "a host is gone, its peer is not"
-    assert swarm.id in peer.host.versions
+    assert (swarm.id in peer.host.small, swarm.id in peer.host.versions) == (swarm.small, not swarm.small)
     assert not peer.missing & peer.held, "a host wants what it holds"
     assert not peer.sound - peer.held, "a copy that is not there is thought sound"
     assert len(peer.flights) - peer.from_origin <= state.limits.child_window, "a child's window is exceeded"

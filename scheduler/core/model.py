@@ -75,6 +75,10 @@ class Host:
     """What it is sending: one upload slot each."""
     versions: dict[str, None] = field(default_factory=dict)
     """The versions of which it has a peer; those to which it gave a freed slot last come last."""
+    riding: dict[Flight, None] = field(default_factory=dict)
+    """What it is sending of small versions, or was a moment ago: none of these takes a slot."""
+    small: dict[str, None] = field(default_factory=dict)
+    """The small versions of which it has a peer; they are not in `versions`, for no freed slot matters to them."""
 
     @property
     def id(self) -> str:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING
 
+from p2p.control import SMALL_BYTES
 from p2p.pieces import Bitmap, PieceLayout
 from p2p.versions import Version
 from scheduler.core.digests import Digests
@@ -24,6 +25,8 @@ class Swarm:
         self.version = version
         self.id = version.id
         self.layout = PieceLayout.of(version.length)
+        self.small = version.length <= SMALL_BYTES
+        """Whether its one piece rides along: any holder gives it at any time, no slot is booked, no tree is planted."""
         self.size = self.layout.count
         self.digests = Digests(self.size)
         self.journal_read = False
@@ -98,8 +101,8 @@ class Swarm:
             self.peers[host.id] = peer
             if host.hello.seed:
                 self.seeds[host.id] = peer
-            host.versions[self.id] = None
-            if not host.saturated and self._open_hosts.changes == self._seen:
+            (host.small if self.small else host.versions)[self.id] = None
+            if self.gives(host) and self._seen == self._changes():
                 self._open.append(peer)
         return peer
 
@@ -118,8 +121,12 @@ class Swarm:
         self.avoiding[child.host.id] = None
         return child.avoid.setdefault(host_id, Backoff())
 
+    def gives(self, host: Host) -> bool:
+        """Tell whether a host could send another piece: it has a free upload slot, or needs none."""
+        return host.hello.upload_slots > 0 if self.small else not host.saturated
+
     def open(self) -> list[Peer]:
-        """Return the peers whose host has a free upload slot."""
+        """Return the peers whose host could send another piece."""
         self._look()
         return self._open
 
@@ -130,17 +137,23 @@ class Swarm:
 
     def _look(self) -> None:
         """See who is open, unless that was seen since it changed; costs the fewer of open hosts and own peers."""
-        if self._seen == self._open_hosts.changes:
+        changes = self._changes()
+        if self._seen == changes:
             return
-        self._seen = self._open_hosts.changes
+        self._seen = changes
         hosts, peers = self._open_hosts.hosts, self.peers
-        if len(hosts) < len(peers):
+        if self.small:
+            self._open = [peer for peer in peers.values() if self.gives(peer.host)]
+        elif len(hosts) < len(peers):
             self._open = [peers[host_id] for host_id in hosts if host_id in peers]
         else:
             self._open = [peer for host_id, peer in peers.items() if host_id in hosts]
         self._offered = Bitmap(self.size)
         for peer in self._open:
             self._offered.update(peer.sound)
+
+    def _changes(self) -> int:
+        return 0 if self.small else self._open_hosts.changes
 
     def lacking(self, peer: Peer) -> Bitmap:
         """Return what a peer could be assigned from others, had they free slots."""
@@ -233,7 +246,7 @@ class Swarm:
                 for index in range(span.start, span.stop):
                     copies[index] += 1
             self.present |= new
-            if not peer.host.saturated:
+            if self.gives(peer.host):
                 self._offered |= new
                 if new & self.craved:
                     self.wake_hungry()

@@ -48,7 +48,8 @@ class State:
     def drop(self, swarm: Swarm) -> None:
         """Forget a swarm of which nobody holds, wants or fetches anything."""
         for peer in swarm.peers.values():
-            del peer.host.versions[swarm.id]
+            host = peer.host
+            del (host.small if swarm.small else host.versions)[swarm.id]
         del self.swarms[swarm.id]
         self.dirty.pop(swarm.id, None)
 
@@ -92,8 +93,11 @@ class State:
                 child.from_origin += 1
                 swarm.origin_assigned(index)
         if flight.parent is not None:
-            flight.parent.uploading[flight] = None
-            self.open.look(flight.parent)
+            if swarm.small:
+                flight.parent.riding[flight] = None
+            else:
+                flight.parent.uploading[flight] = None
+                self.open.look(flight.parent)
         self.arm(swarm, child, now + self.silence(flight))
 
     def stop(self, flight: Flight, index: int) -> None:
@@ -108,6 +112,8 @@ class State:
         if parent is None:
             child.from_origin -= 1
             swarm.origin_over(index)
+        elif not flight.pieces and swarm.small:
+            del parent.riding[flight]
         elif not flight.pieces:
             was_saturated = parent.saturated
             del parent.uploading[flight]
@@ -123,6 +129,7 @@ class State:
 
     def withdraw(self, swarm: Swarm, peer: Peer, pieces: Bitmap) -> None:
         """End the flights that bring these pieces from a peer that no longer gives them."""
-        for flight in [flight for flight in peer.host.uploading if flight.swarm is swarm]:
+        sending = peer.host.riding if swarm.small else peer.host.uploading
+        for flight in [flight for flight in sending if flight.swarm is swarm]:
             for index in [index for index in sorted(flight.pieces) if index in pieces]:
                 self.stop(flight, index)

@@ -52,10 +52,10 @@ from scheduler.core.messages import (
 )
 from scheduler.core.model import Limits
 from scheduler.core.state import SchedulerCore
-from tests.unit.scheduler.support import Fleet, digest_of, everything, holding_of, source_of, version_of
+from tests.unit.scheduler.support import Fleet, digest_of, everything, holding_of, small_version, source_of, version_of
 
 HOSTS = st.sampled_from(["a", "b", "c", "d", "s", "t"])
-VERSIONS = st.sampled_from([version_of(7, "seven"), version_of(3, "three")])
+VERSIONS = st.sampled_from([version_of(7, "seven"), version_of(3, "three"), small_version()])
 FLAVOURS = st.sampled_from(["", "", "", "other"])
 JOURNAL = "the journal"
 
@@ -115,6 +115,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_following(self, host_id: str, following: Following) -> None:
         assert host_id not in "st", "a seed is to follow somebody"
+        assert following.version != small_version(), "trees for a single small piece"
         hosts = {host.host_id: host for host in self.core.hosts()}
         for parent in following.parents:
             assert parent.parent_id != host_id

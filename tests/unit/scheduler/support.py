@@ -47,6 +47,11 @@ def version_of(pieces: int, name: str = "a") -> Version:
     return Version(hashlib.sha256(name.encode()).hexdigest(), length, ValidatorKind.ETAG, f'"{name}"')
 
 
+def small_version(name: str = "config") -> Version:
+    """A small version: of one piece, for which no slot is booked."""
+    return Version(hashlib.sha256(name.encode()).hexdigest(), 4096, ValidatorKind.ETAG, f'"{name}"')
+
+
 def digest_of(version: Version, index: int, flavour: str = "") -> bytes:
     """The digest of a piece; another `flavour` stands for other bytes."""
     return hashlib.sha256(f"{version.id}/{index}/{flavour}".encode()).digest()[:16]
