@@ -8,8 +8,11 @@ same seed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from p2p.control import ORIGIN, Hello, Source
 from p2p.pieces import Bitmap, Span
@@ -17,6 +20,9 @@ from p2p.pieces import Bitmap, Span
 if TYPE_CHECKING:
     from scheduler.core.member import Member
     from scheduler.core.swarm import Swarm
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +142,24 @@ class Flight:
         return ORIGIN if self.parent is None else self.parent.id
 
 
+@lru_cache(maxsize=1024)
+def no_pieces(size: int) -> Bitmap:
+    """Return the empty set of `size` pieces that all share who have none; not to be changed."""
+    return Bitmap(size)
+
+
+_NO_FLIGHTS: Final[Mapping[int, Flight]] = MappingProxyType({})
+_NONE_AVOIDED: Final[Mapping[str, Backoff]] = MappingProxyType({})
+_NONE_REFUSED: Final[Mapping[Source, Backoff]] = MappingProxyType({})
+
+
 @dataclass(slots=True, eq=False)
 class Peer:
-    """One host's copy, whole or partial, of one version, and what it still wants of it."""
+    """One host's copy, whole or partial, of one version, and what it still wants of it.
+
+    There may be hundreds of thousands, most of which have nothing in flight and no failures: what is empty is shared,
+    and changed by the methods here alone.
+    """
 
     host: Host
     held: Bitmap
@@ -152,16 +173,17 @@ class Peer:
     source: Source | None = None
     cold: bool = False
     """Whether others did not hold all that it asked for when it asked."""
-    flights: dict[int, Flight] = field(default_factory=dict)
+    flights: Mapping[int, Flight] = field(default_factory=lambda: _NO_FLIGHTS)
+    """What it is fetching, by piece."""
     from_origin: int = 0
     """How many of `flights` come from the origin."""
     brought: int = 0
     """How many pieces have come from there."""
     heard: float = 0.0
     """When it last reported, or was assigned something after a time without work."""
-    avoid: dict[str, Backoff] = field(default_factory=dict)
+    avoid: Mapping[str, Backoff] = field(default_factory=lambda: _NONE_AVOIDED)
     """Parents that failed this child, by host id; under its own id: its own failure to keep pieces."""
-    refused: dict[Source, Backoff] = field(default_factory=dict)
+    refused: Mapping[Source, Backoff] = field(default_factory=lambda: _NONE_REFUSED)
     """Ways to the origin that failed this host."""
     wake_at: float | None = None
     follows: int = 0
@@ -178,3 +200,58 @@ class Peer:
         """Tell whether the parent (or, under its own id, this host) is being left alone at `now`."""
         backoff = self.avoid.get(parent_id)
         return backoff is not None and now < backoff.until
+
+    def started(self, index: int, flight: Flight) -> None:
+        """Note that a piece is in flight."""
+        if not self.flights:
+            self.flying = Bitmap(self.flying.size)
+        self.flights = _with(self.flights, index, flight)
+        self.flying.add_piece(index)
+        self.from_origin += flight.parent is None
+
+    def stopped(self, index: int) -> None:
+        """Note that a piece is in flight no longer."""
+        self.from_origin -= self.flights[index].parent is None
+        self.flights = _without(self.flights, index) or _NO_FLIGHTS
+        if self.flights:
+            self.flying.discard_piece(index)
+        else:
+            self.flying = no_pieces(self.flying.size)
+
+    def failed_by(self, host_id: str) -> Backoff:
+        """Return what keeps it from a parent (or, under its own id, from keeping pieces), to be counted up."""
+        backoff = self.avoid.get(host_id) or Backoff()
+        self.avoid = _with(self.avoid, host_id, backoff)
+        return backoff
+
+    def forgive(self, host_id: str) -> bool:
+        """Avoid a host no longer; tell whether it was avoided."""
+        if host_id not in self.avoid:
+            return False
+        self.avoid = _without(self.avoid, host_id) or _NONE_AVOIDED
+        return True
+
+    def refused_by(self, source: Source) -> Backoff:
+        """Return what keeps it from a way to the origin, to be counted up."""
+        backoff = self.refused.get(source) or Backoff()
+        self.refused = _with(self.refused, source, backoff)
+        return backoff
+
+    def accepted_by(self, source: Source) -> None:
+        """Note that a way to the origin works."""
+        if source in self.refused:
+            self.refused = _without(self.refused, source) or _NONE_REFUSED
+
+
+def _with(mapping: Mapping[_K, _V], key: _K, value: _V) -> Mapping[_K, _V]:
+    """Return what is there and one more: `mapping` itself where that can be changed."""
+    changed = mapping if isinstance(mapping, dict) else {}
+    changed[key] = value
+    return changed
+
+
+def _without(mapping: Mapping[_K, _V], key: _K) -> Mapping[_K, _V]:
+    """Return what is there but for one: `mapping` itself, for what is shared has no keys."""
+    if isinstance(mapping, dict):
+        del mapping[key]
+    return mapping

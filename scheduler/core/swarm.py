@@ -11,7 +11,7 @@ from p2p.control import SMALL_BYTES
 from p2p.pieces import Bitmap, PieceLayout
 from p2p.versions import Version
 from scheduler.core.digests import Digests
-from scheduler.core.model import Backoff, Host, OpenHosts, Peer
+from scheduler.core.model import Backoff, Host, OpenHosts, Peer, no_pieces
 
 if TYPE_CHECKING:
     from scheduler.core.follow import Grove
@@ -96,7 +96,7 @@ class Swarm:
                 held=Bitmap(self.size),
                 sound=Bitmap(self.size),
                 missing=Bitmap(self.size),
-                flying=Bitmap(self.size),
+                flying=no_pieces(self.size),
             )
             self.peers[host.id] = peer
             if host.hello.seed:
@@ -113,13 +113,13 @@ class Swarm:
         for hosts in (self.replant, self.avoiding, self.checkers, self.condemned):
             hosts.pop(host_id, None)
         for other in self.avoiding:
-            self.peers[other].avoid.pop(host_id, None)
+            self.peers[other].forgive(host_id)
         self._seen = -1
 
     def avoid(self, child: Peer, host_id: str) -> Backoff:
         """Return what keeps a child from a parent (or, under its own id, from keeping pieces), to be counted up."""
         self.avoiding[child.host.id] = None
-        return child.avoid.setdefault(host_id, Backoff())
+        return child.failed_by(host_id)
 
     def gives(self, host: Host) -> bool:
         """Tell whether a host could send another piece: it has a free upload slot, or needs none."""

@@ -86,11 +86,9 @@ class State:
         if not child.flights:
             child.heard = now
         for index in flight.pieces:
-            child.flights[index] = flight
-            child.flying.add_piece(index)
+            child.started(index, flight)
             swarm.coming[index] += 1
             if flight.parent is None:
-                child.from_origin += 1
                 swarm.origin_assigned(index)
         if flight.parent is not None:
             if swarm.small:
@@ -104,13 +102,11 @@ class State:
         """Note that a piece of a part is in flight no longer, whether it landed or not."""
         swarm, child, parent = flight.swarm, flight.child, flight.parent
         flight.pieces.discard(index)
-        del child.flights[index]
-        child.flying.discard_piece(index)
+        child.stopped(index)
         swarm.coming[index] -= 1
         if child.missing:
             swarm.pending[child.host.id] = None
         if parent is None:
-            child.from_origin -= 1
             swarm.origin_over(index)
         elif not flight.pieces and swarm.small:
             del parent.riding[flight]

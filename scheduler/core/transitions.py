@@ -11,7 +11,7 @@ from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Hello, Holding, 
 from p2p.pieces import Bitmap, PieceLayout, Span
 from scheduler.core import follow, handover, integrity
 from scheduler.core.messages import Command, Journal, JournalRead, ReadJournal, Suspect
-from scheduler.core.model import Backoff, Flight, Host, Peer
+from scheduler.core.model import Flight, Host, Peer
 from scheduler.core.swarm import Swarm
 from scheduler.core.swarms import State
 
@@ -121,7 +121,7 @@ def wanted(state: State, host: Host, want: Want, now: float) -> list[Command]:
     if want.source is not None and peer.missing:
         # The host has just proved to itself that this works.
         peer.source = want.source
-        peer.refused.pop(want.source, None)
+        peer.accepted_by(want.source)
     state.touch(swarm)
     return [ReadJournal(swarm.id)] if made else []
 
@@ -230,7 +230,7 @@ def _landed(
 ) -> None:
     # What was followed is reported late: the parent may have failed since.
     for recovered in (peer.host.id,) if landed.proof else (landed.parent_id, peer.host.id):
-        if peer.avoid.pop(recovered, None):
+        if peer.forgive(recovered):
             swarm.origin_pending = True
             if peer.missing:
                 swarm.pending[peer.host.id] = None
@@ -253,7 +253,7 @@ def _landed(
     for index in pieces & peer.flying:
         flight = peer.flights[index]
         if flight.source is not None and landed.parent_id == ORIGIN:
-            peer.refused.pop(flight.source, None)
+            peer.accepted_by(flight.source)
         state.stop(flight, index)
 
 
@@ -314,7 +314,7 @@ def _blame(state: State, flight: Flight, reason: FailureReason, now: float) -> N
     elif parent is None:
         if flight.source is None:
             return
-        backoff = child.refused.setdefault(flight.source, Backoff())
+        backoff = child.refused_by(flight.source)
         times = _REFUSED if reason in _REFUSALS else _ORIGIN
     elif reason in (FailureReason.MISSING, FailureReason.CORRUPT):
         return  # the piece is to blame, not the way: the caller sees to it
