@@ -19,6 +19,7 @@ from prometheus_client import Counter, Gauge
 
 from p2p.announcements import ARRIVAL_SECONDS, parse_stripes
 from p2p.auth import ClusterSecret, bearer_token
+from p2p.control import SMALL_BYTES
 from p2p.errors import RangeNotSatisfiableError, StoreError, UnauthorizedError
 from p2p.pieces import Span
 from p2p.ranges import ByteRange, format_content_range, parse_range
@@ -41,6 +42,10 @@ KEEP_ALIVE_SECONDS = 75.0
 _LAST_WORDS_SECONDS = 0.1
 """How long a connection may take to end once its responses are over or cut off."""
 
+SMALL_A_SLOT = 8
+"""So many responses of small versions, which take no slot, may be under way for each slot there is. Schedulers do not
+count them, so this is what keeps a burst of children within bounds; the others are sent elsewhere."""
+
 _PATH = re.compile(r"/v1/(pieces|announcements)/([0-9a-f]{32})")
 
 _RESPONSES = Counter(
@@ -50,7 +55,9 @@ _BYTES = Counter("damselfly_uploaded_bytes", "Piece bytes sent to other hosts.",
 _CUT_OFF = Counter(
     "damselfly_piece_responses_cut_off", "Piece responses that ended early.", ["reason"], registry=REGISTRY
 )
-_SLOTS_USED = Gauge("damselfly_upload_slots_used", "Piece responses under way.", registry=REGISTRY)
+_SLOTS_USED = Gauge(
+    "damselfly_upload_slots_used", "Piece responses under way, but for small versions.", registry=REGISTRY
+)
 
 
 class Held(Announced, Protocol):
@@ -87,6 +94,8 @@ class Holder(Protocol):
 class PieceServer:
     """Serves pieces, to at most `slots` children at once, with at most `rate` bytes a second to all together.
 
+    Small versions take no slot; of those SMALL_A_SLOT times as many are served at once.
+
     `clock` gives Unix seconds, for the tokens' expiry.
 
     `api` answers what is not about pieces.
@@ -115,6 +124,7 @@ class PieceServer:
         self._clock = clock
         self._api = api
         self._used = 0
+        self._small = 0
         self._busy: set[web.RequestHandler] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -212,18 +222,31 @@ class PieceServer:
 
     async def _send(self, request: web.BaseRequest, version_id: str, entry: Held) -> web.StreamResponse:
         wanted = _wanted(request, entry.layout.length)
+        if entry.layout.length <= SMALL_BYTES:
+            if self._small >= SMALL_A_SLOT * self._slots:
+                raise _busy(f"{self._small} small objects are being sent")
+            self._small += 1
+            try:
+                return await self._send_held(request, version_id, entry, wanted)
+            finally:
+                self._small -= 1
         if self._used >= self._slots:
             raise _busy(f"all {self._slots} upload slots are taken")
         self._used += 1
         try:
             with _SLOTS_USED.track_inprogress():
-                span = entry.layout.covering(wanted)
-                await entry.ensure_verified(span)
-                if not entry.landed.covers(span):
-                    raise _RefusalError(404, "not all of the range is held here")
-                return await self._send_range(request, version_id, entry, wanted)
+                return await self._send_held(request, version_id, entry, wanted)
         finally:
             self._used -= 1
+
+    async def _send_held(
+        self, request: web.BaseRequest, version_id: str, entry: Held, wanted: ByteRange
+    ) -> web.StreamResponse:
+        span = entry.layout.covering(wanted)
+        await entry.ensure_verified(span)
+        if not entry.landed.covers(span):
+            raise _RefusalError(404, "not all of the range is held here")
+        return await self._send_range(request, version_id, entry, wanted)
 
     async def _send_range(
         self, request: web.BaseRequest, version_id: str, entry: Held, wanted: ByteRange

@@ -14,12 +14,13 @@ import pytest
 import uvloop
 
 from p2p.auth import TOKEN_SECONDS, ClusterSecret
+from p2p.control import SMALL_BYTES
 from p2p.errors import ParentBusyError, ParentError
 from p2p.pieces import Span
 from p2p.telemetry import REGISTRY
 from peer.download.transfer import Transfers
 from peer.store import Entry, Store
-from peer.upload.server import PieceServer
+from peer.upload.server import SMALL_A_SLOT, PieceServer
 from tests.unit.store.support import PIECE, a_task, a_version, assert_sound, content, put
 
 NOW = 1_800_000_000.0
@@ -285,6 +286,41 @@ def test_slots_are_bounded_and_come_free(run: Run, tmp_path: Path) -> None:
 
     run(work())
     assert metric("damselfly_upload_slots_used") == 0
+
+
+def test_small_versions_take_no_slot_and_are_bounded_all_the_same(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = asyncio.Semaphore(0), asyncio.Event()
+    verify = Entry.ensure_verified
+
+    async def verify_later(entry: Entry, span: Span) -> None:
+        if entry.layout.length <= SMALL_BYTES:
+            begun.release()
+            await go_on.wait()
+        await verify(entry, span)
+
+    async def work() -> None:
+        task = a_task("config")
+        async with parent(tmp_path, slots=1) as of:
+            with await of.store.entry(task, a_version(task, SMALL_BYTES)) as small:
+                await put(small, [0])
+                monkeypatch.setattr(Entry, "ensure_verified", verify_later)
+                path = f"/v1/pieces/{small.version_id}"
+                async with slow_client(of) as reader:
+                    waiting = [asyncio.create_task(of.get("Range: bytes=0-", path=path)) for _ in range(SMALL_A_SLOT)]
+                    for _ in waiting:
+                        await begun.acquire()
+                    assert metric("damselfly_upload_slots_used") == 1
+                    refused = await of.get("Range: bytes=0-", path=path)
+                    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+                    go_on.set()
+                    for answer in await asyncio.gather(*waiting):
+                        assert answer.body == content(small, 0)[0]
+                    assert (await of.get("Range: bytes=7-8", path=path)).body == content(small, 0)[0][7:9]
+                    assert (await answered(reader)).status == 206
+
+    run(work())
 
 
 def test_a_child_that_takes_nothing_loses_its_connection(run: Run, tmp_path: Path) -> None:
