@@ -14,6 +14,10 @@ from p2p.ranges import ByteRange
 from p2p.versions import Version
 
 
+ALLOCATED_BYTES = 1024 * 1024
+"""For fewer bytes finding room beforehand costs more than it saves."""
+
+
 class Target(Protocol):
     """What a transfer needs of a store's entry."""
 
@@ -24,6 +28,9 @@ class Target(Protocol):
     @property
     def layout(self) -> PieceLayout:
         """How they are cut."""
+
+    def allocate(self, offset: int, length: int) -> None:
+        """Find room on the disk for bytes that are about to be written, from any thread. Raises StoreError."""
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write unverified bytes, from any thread. Raises StoreError."""
@@ -89,6 +96,8 @@ class Landing:
 
         Raises CorruptPieceError at the first piece that does not have its digest, StoreError, and what `read` does.
         """
+        if len(self.wanted) >= ALLOCATED_BYTES:
+            self._target.allocate(self.offset, len(self.wanted))
         while self.next < self._span.stop:
             view = buffer[: self._piece_stop - self.offset]
             self._take(view[: read(view)])

@@ -99,6 +99,15 @@ class Entry:
             raise KeyError(f"piece {index} of version {self.version_id} has not landed")
         return self._noted(index)
 
+    def allocate(self, offset: int, length: int) -> None:
+        """Find room on the disk for bytes that are about to be written; from any thread. Raises as `write` does."""
+        file = self._open_file()
+        if self._retired is not None:
+            raise self._retired
+        if not 0 <= offset <= offset + length <= self.layout.length:
+            raise ValueError(f"bytes {offset}..{offset + length} of an object of {self.layout.length}")
+        file.allocate(offset, length)
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes at `offset` of the object; from any thread; they count for nothing until they are committed.
 

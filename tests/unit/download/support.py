@@ -34,6 +34,9 @@ class FileTarget:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT)
 
+    def allocate(self, offset: int, length: int) -> None:
+        os.posix_fallocate(self._fd, offset, length)
+
     def write(self, offset: int, data: memoryview) -> None:
         os.pwrite(self._fd, data, offset)
 

@@ -68,7 +68,7 @@ def test_connections_that_bring_nothing_are_given_up() -> None:
         clock.pass_pieces(1)
         seen.add(pace.limit)
         tried += before < pace.limit
-    assert seen == {4, 8}, "more were tried"
+    assert seen == {LOWEST, 2 * LOWEST}, "more were tried"
     assert tried <= 10, "tried too often, in 34 s"
 
 
@@ -76,7 +76,7 @@ def test_more_connections_are_tried_again_after_a_while() -> None:
     pace = OriginPace()
     clock = Clock(pace, per_connection=500e6, in_all=500e6)
     clock.pass_pieces(100)
-    assert pace.limit <= 8
+    assert pace.limit <= 2 * LOWEST
     clock.per_connection, clock.in_all = 90e6, 10e9
     clock.pass_pieces(LONGEST_RETRY_WINDOWS * 20)
     assert pace.limit == pace.highest
@@ -116,9 +116,9 @@ def test_time_without_requests_says_nothing() -> None:
     pace.landed(PIECE, 0.1)
     pace.idle()
     pace.began(1000.0)
-    for _ in range(8):
+    for _ in range(2 * pace.limit):
         pace.landed(PIECE, 1000.2)
-    assert pace.rate == 8 * PIECE / (1000.2 - 1000.0)
+    assert pace.rate == 2 * LOWEST * PIECE / (1000.2 - 1000.0)
 
 
 def test_requests_are_worth_their_first_byte_and_get_smaller_towards_the_end() -> None:

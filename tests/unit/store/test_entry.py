@@ -249,6 +249,25 @@ def test_a_full_disk_is_told_from_other_failures(tmp_path: Path) -> None:
     assert not isinstance(caught.value, StoreFullError)
 
 
+def test_room_is_found_beforehand_and_holds_no_bytes_yet(tmp_path: Path) -> None:
+    file = DataFile(tmp_path / "data", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(file.fd, 3 << 20)
+    file.allocate(1 << 20, 1 << 20)
+    found = os.stat(file.fd)
+    assert (found.st_size, found.st_blocks * 512) == (3 << 20, 1 << 20)
+    assert os.pread(file.fd, 3 << 20, 0) == bytes(3 << 20)
+
+
+def test_room_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+    file = DataFile(tmp_path / "data", os.O_RDWR | os.O_CREAT)
+    with pytest.raises(StoreError, match=r"allocate room in .*data"):
+        file.allocate(0, 1 << 62)  # beyond what ext4 and xfs can address
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StoreError, match=r"allocate room in .*pipe"):
+        DataFile(pipe, os.O_RDWR).allocate(0, 1)
+
+
 def test_a_descriptor_outlives_the_entry_for_as_long_as_a_writer_has_it(tmp_path: Path) -> None:
     writers = DataFile(tmp_path / "data", os.O_RDWR | os.O_CREAT)
     entrys = writers
