@@ -40,6 +40,8 @@ def main(
     origin_rate: Annotated[str, typer.Option(help="What the origin sends to all together.")] = "100gbit",
     origin_connection_rate: Annotated[str, typer.Option(help="What it sends over one connection.")] = "100gbit",
     stragglers: Annotated[float, typer.Option(help="Share of nodes with a tenth of the rate, as 0.01.")] = 0.0,
+    slow_uplinks: Annotated[float, typer.Option(help="Share of nodes with a slower uplink, as 0.5.")] = 0.0,
+    slow_uplink_rate: Annotated[str, typer.Option(help="Of these uplinks.")] = "2.5gbit",
     churn: Annotated[float, typer.Option(help="Share of nodes that die a minute; others come instead.")] = 0.0,
     loss: Annotated[float, typer.Option(help="Share of control messages that are lost.")] = 0.0,
     byzantine: Annotated[float, typer.Option(help="Share of nodes that send corrupt pieces.")] = 0.0,
@@ -78,6 +80,8 @@ def main(
             origin_rate=parse_rate(origin_rate),
             origin_connection_rate=parse_rate(origin_connection_rate),
             stragglers=stragglers,
+            slow_uplinks=slow_uplinks,
+            slow_uplink_rate=parse_rate(slow_uplink_rate),
             churn=churn,
             loss=loss,
             byzantine=byzantine,
@@ -104,6 +108,7 @@ def main(
         "scenario": asdict(scenario) | {"piece_bytes": scenario.layout.piece_length, "pieces": scenario.layout.count},
         "single_node_seconds": scenario.single_node_seconds,
         "t_star_seconds": scenario.t_star_seconds,
+        "bound_seconds": scenario.bound_seconds,
         "runs": [run.figures() for run in runs],
     }
     write_json(json, figures)

@@ -83,6 +83,7 @@ class Policy(ABC):
         self.layout = scenario.layout
         self.copies = [scenario.seeds] * self.layout.count
         self._slow = scenario.some(scenario.stragglers, self.random)
+        self._slow_uplinks = scenario.some(scenario.slow_uplinks, self.random)
         full = Bitmap(self.layout.count, self.layout.everything())
         self._zones = Zones(scenario.zones, scenario.zone_rate)
         self.nodes = [Node(n, scenario.rate, n % scenario.zones, full.copy()) for n in range(scenario.seeds)]
@@ -116,6 +117,8 @@ class Policy(ABC):
         rate = self.scenario.rate / 10 if slow else self.scenario.rate
         number = len(self.nodes)
         node = Node(number, rate, number % self.scenario.zones, Bitmap(self.layout.count))
+        if number - self.scenario.seeds in self._slow_uplinks:
+            node.uplink = Link(min(rate, self.scenario.slow_uplink_rate))
         self.record.arrived[node.number] = self.clock.now
         if slow:
             self.record.unhealthy.add(node.number)

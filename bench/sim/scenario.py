@@ -78,6 +78,9 @@ class Scenario:
     arrival_seconds: float = 0.5
     stragglers: float = 0.0
     """Share of the nodes whose links have a tenth of the rate."""
+    slow_uplinks: float = 0.0
+    """Share of the nodes whose uplinks have `slow_uplink_rate`; their downlinks are like others'."""
+    slow_uplink_rate: float = 3.125e8
     churn: float = 0.0
     """Share of the nodes that die a minute; a new one takes the place of each."""
     loss: float = 0.0
@@ -99,10 +102,10 @@ class Scenario:
     """Of all randomness."""
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "seeds", "size", "rate", "zones", "upload_slots"):
+        for name in ("nodes", "seeds", "size", "rate", "slow_uplink_rate", "zones", "upload_slots"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: {getattr(self, name)}; it must be more than 0")
-        for name in ("stragglers", "loss", "byzantine", "corrupt"):
+        for name in ("stragglers", "slow_uplinks", "loss", "byzantine", "corrupt"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}; it is a share, from 0 to 1")
         for name in ("rtt", "jitter", "arrival_seconds", "churn", "origin_latency"):
@@ -126,9 +129,19 @@ class Scenario:
         return self.single_node_seconds / pieces * (pieces - 1 + ceil(log2(self.nodes + 1)))
 
     @property
+    def bound_seconds(self) -> float:
+        """What unequal links allow: seeds send each byte once, and all uplinks together to each node but stragglers.
+
+        The downlinks of these nodes are no narrower than a seed's uplink, and stragglers' uplinks count in full.
+        """
+        stragglers, slow = round(self.stragglers * self.nodes), round(self.slow_uplinks * self.nodes)
+        uplinks = slow * self.slow_uplink_rate + (self.nodes + self.seeds - slow) * self.rate
+        return max(self.single_node_seconds, (self.nodes - stragglers) * self.size / uplinks)
+
+    @property
     def give_up_seconds(self) -> float:
         """When a run has failed: far beyond what the slowest host on the slowest link needs."""
-        slowest = 0.1 if self.stragglers else 1.0
+        slowest = min(0.1 if self.stragglers else 1.0, self.slow_uplink_rate / self.rate if self.slow_uplinks else 1.0)
         return 300.0 + self.arrival_seconds + 40 * self.single_node_seconds / slowest
 
     def some(self, share: float, random: Random) -> frozenset[int]:

@@ -54,6 +54,7 @@ class SimulatedSwarm:
         """Nodes that have come and are not dead."""
         self._arrivals = 0
         self._slow = scenario.some(scenario.stragglers, self.random)
+        self._slow_uplinks = scenario.some(scenario.slow_uplinks, self.random)
         self._corrupting = scenario.some(scenario.byzantine, self.random)
         self._zones = Zones(scenario.zones, scenario.zone_rate)
         self._numbers = 0
@@ -136,6 +137,8 @@ class SimulatedSwarm:
         host = self._host(rate=scenario.rate / 10 if slow else scenario.rate, corrupts=number in self._corrupting)
         if slow:
             self.record.unhealthy.add(host.number)
+        if number in self._slow_uplinks:
+            host.uplink = Link(min(host.uplink.capacity, scenario.slow_uplink_rate))
         return host
 
     def _arrive(self, host: SimulatedHost) -> None:
