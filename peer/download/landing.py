@@ -13,7 +13,6 @@ from p2p.pieces import PieceLayout, Span
 from p2p.ranges import ByteRange
 from p2p.versions import Version
 
-
 ALLOCATED_BYTES = 1024 * 1024
 """For fewer bytes finding room beforehand costs more than it saves."""
 

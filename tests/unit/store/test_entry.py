@@ -253,7 +253,7 @@ def test_room_is_found_beforehand_and_holds_no_bytes_yet(tmp_path: Path) -> None
     file = DataFile(tmp_path / "data", os.O_RDWR | os.O_CREAT)
     os.ftruncate(file.fd, 3 << 20)
     file.allocate(1 << 20, 1 << 20)
-    found = os.stat(file.fd)
+    found = file.path.stat()
     assert (found.st_size, found.st_blocks * 512) == (3 << 20, 1 << 20)
     assert os.pread(file.fd, 3 << 20, 0) == bytes(3 << 20)
 
