@@ -13,6 +13,7 @@ from enum import IntEnum
 
 from p2p.pieces import Bitmap, Span
 from p2p.stores import Store
+from p2p.urgency import DEFAULT_PRIORITY
 from p2p.versions import Version
 
 ORIGIN = ""
@@ -97,13 +98,16 @@ class Want:
     """The host wants these pieces too; `source` is its own way to the origin, if it has one.
 
     `checksum` ("md5:…") is the store's word on the whole object where only a pass over all its bytes in order can
-    confirm it: one host of the cluster is told to make that pass (Verify).
+    confirm it: one host of the cluster is told to make that pass (Verify). `priority` (0 to 7, `p2p.urgency`) is that
+    of the most urgent request that waits here for any of the version, in place of what was said before; a message that
+    only has a checksum says nothing of it.
     """
 
     version: Version
     spans: tuple[Span, ...]
     source: Source | None
     checksum: str = ""
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +217,15 @@ class Part:
 class Assignment:
     """Where a host is to fetch which pieces; `source` comes where a part is the origin's and the host offered none.
 
-    `cold` says that the cluster did not hold all that the host asked for when it asked.
+    `cold` says that the cluster did not hold all that the host asked for when it asked. `priority` is that of the most
+    urgent of all hosts that want the version.
     """
 
     version: Version
     parts: tuple[Part, ...]
     source: Source | None = None
     cold: bool = False
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)

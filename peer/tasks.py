@@ -37,6 +37,7 @@ from p2p.pieces import Bitmap
 from p2p.ranges import ByteRange
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
+from p2p.urgency import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from p2p.versions import Version
 from peer.core.messages import Assigned, Followed, SchedulerDown, SchedulerUp
 from peer.core.pace import Paces
@@ -87,7 +88,13 @@ class Reader:
     """A claim on a range of one version's bytes; `async with` it. `demand` counts it while it waits for a piece."""
 
     def __init__(
-        self, entry: Entry, wanted: ByteRange, download: Download | None, source: Source, demand: Demand | None
+        self,
+        entry: Entry,
+        wanted: ByteRange,
+        download: Download | None,
+        source: Source,
+        demand: Demand | None,
+        priority: int = DEFAULT_PRIORITY,
     ) -> None:
         self.entry = entry
         self.wanted = wanted
@@ -99,7 +106,7 @@ class Reader:
         if download is not None:
             missing = entry.landed.missing(entry.layout.covering(wanted))
             self._first_missing = missing[0].start
-            self._number = download.join(missing, source, self._fail)
+            self._number = download.join(missing, source, self._fail, priority)
 
     @property
     def origin_of_bytes(self) -> Whence:
@@ -174,16 +181,25 @@ class TaskManager:
         self._paces = Paces()
         self._duties: asyncio.Queue[Assignment] = asyncio.Queue()
         self._demand = Demand()
-        self._prefetcher = Prefetcher(scope, self._demand, claim=store.entry, read=self.bring)
+        self._prefetcher = Prefetcher(scope, self._demand, claim=store.entry, read=self._bring_idly)
         self._digests = ObjectDigests(scope, disown=self._disown)
         self._integrity = Integrity(scope, schedulers, find=store.find, drop=self._drop)
         self._stopping = False
         self._scheduler_lost_at = -inf
 
-    async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> Reader:
+    async def open(
+        self,
+        task: Task,
+        version: Version,
+        source: Source,
+        wanted: ByteRange | None = None,
+        *,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Reader:
         """Return a reader of `wanted` (all bytes by default; never empty) of `version`.
 
-        `source` is the caller's own way to the origin, which has just shown that the caller may read this version.
+        `source` is the caller's own way to the origin, which has just shown that the caller may read this version;
+        `priority` is from 0 to 7, the most urgent.
         Raises StoreFullError for more than the store may hold.
         """
         self._require_running()
@@ -191,21 +207,31 @@ class TaskManager:
         wanted = wanted or ByteRange(0, version.length)
         self._store.require_room(len(wanted))
         entry = await self._store.entry(task, version)
-        return await self._reader(entry, wanted, source, self._demand)
+        return await self._reader(entry, wanted, source, self._demand, priority)
 
-    async def verify(self, task: Task, version: Version, source: Source, expected: ExpectedDigest) -> Verification:
+    async def verify(
+        self,
+        task: Task,
+        version: Version,
+        source: Source,
+        expected: ExpectedDigest,
+        *,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Verification:
         """Begin to compare a version, which must not be empty, with the digest that is expected of it.
 
         All of it is wanted for that. A version without the expected digest is dropped from this host, unless
         somebody else expected the one it has.
         """
-        return self._digests.verify(await self.open(task, version, source), expected)
+        return self._digests.verify(await self.open(task, version, source, priority=priority), expected)
 
     def note(self, version: Version, checksum: Checksum) -> None:
         """Remember what the store says of all bytes of a version; best before a download of it begins."""
         self._integrity.note(version.id, checksum)
 
-    async def check(self, task: Task, version: Version, source: Source) -> Claim | None:
+    async def check(
+        self, task: Task, version: Version, source: Source, *, priority: int = DEFAULT_PRIORITY
+    ) -> Claim | None:
         """Begin to compare a version, which must not be empty, with what its store has said of all its bytes.
 
         All of it is wanted for that. None if the store has said nothing, or it is settled. A version that is not what
@@ -213,7 +239,7 @@ class TaskManager:
         """
         if not self._integrity.needed(version.id):
             return None
-        return self._integrity.verify(await self.open(task, version, source))
+        return self._integrity.verify(await self.open(task, version, source, priority=priority))
 
     def prefetch(self, task: Task, version: Version, source: Source) -> None:
         """Bring what is missing of a version here, in the background, for as long as `source` may read it."""
@@ -326,14 +352,16 @@ class TaskManager:
         for download in tuple(self._downloads.values()):
             await download.stop(error)
 
-    async def _reader(self, entry: Entry, wanted: ByteRange, source: Source, demand: Demand | None) -> Reader:
+    async def _reader(
+        self, entry: Entry, wanted: ByteRange, source: Source, demand: Demand | None, priority: int
+    ) -> Reader:
         """Return a reader that takes over one reference to the entry."""
         try:
             span = entry.layout.covering(wanted)
             await entry.ensure_verified(span)
             self._require_running()
             here = entry.landed.covers(span)
-            return Reader(entry, wanted, None if here else self._download(entry), source, demand)
+            return Reader(entry, wanted, None if here else self._download(entry), source, demand, priority)
         except BaseException:
             entry.release()
             raise
@@ -344,7 +372,11 @@ class TaskManager:
 
     async def bring(self, entry: Entry, wanted: ByteRange, source: Source) -> Reader:
         """Return a reader that takes over one reference to the entry, and does not count as a client that waits."""
-        return await self._reader(entry, wanted, source, None)
+        return await self._reader(entry, wanted, source, None, DEFAULT_PRIORITY)
+
+    async def _bring_idly(self, entry: Entry, wanted: ByteRange, source: Source) -> Reader:
+        """Do as `bring`, for what nobody waits for."""
+        return await self._reader(entry, wanted, source, None, LOWEST_PRIORITY)
 
     async def _disown(self, entry: Entry, error: DigestMismatchError) -> None:
         await self._store.remove_version(entry.version.id)

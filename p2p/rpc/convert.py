@@ -61,6 +61,7 @@ from p2p.rpc.values import (
     version_from_proto,
     version_to_proto,
 )
+from p2p.urgency import HIGHEST_PRIORITY
 from p2p.v1 import scheduler_pb2 as pb
 
 _MAX_SLOTS = 65_536
@@ -81,13 +82,14 @@ def peer_message_to_proto(message: PeerMessage) -> pb.PeerMessage:
             return pb.PeerMessage(hello=_hello_to_proto(message))
         case Holdings(holdings, last):
             return pb.PeerMessage(holdings=pb.Holdings(holdings=map(_holding_to_proto, holdings), last=last))
-        case Want(version, spans, source, checksum):
+        case Want(version, spans, source, checksum, priority):
             return pb.PeerMessage(
                 want=pb.Want(
                     version=version_to_proto(version),
                     spans=map(span_to_proto, spans),
                     source=source_to_proto(source) if source else None,
                     checksum=checksum,
+                    priority=priority,
                 )
             )
         case Unwant(version_id):
@@ -220,6 +222,7 @@ def _assignment_to_proto(assignment: Assignment) -> pb.Assignment:
         ],
         source=source_to_proto(assignment.source) if assignment.source else None,
         cold=assignment.cold,
+        priority=assignment.priority,
     )
 
 
@@ -243,7 +246,14 @@ def _assignment_from_proto(assignment: pb.Assignment) -> Assignment:
             )
         )
     source = source_from_proto(assignment.source) if assignment.HasField("source") else None
-    return Assignment(version, tuple(parts), source, assignment.cold)
+    priority = _priority(assignment.priority, "assignment.priority")
+    return Assignment(version, tuple(parts), source, assignment.cold, priority)
+
+
+def _priority(priority: int, field: str) -> int:
+    if priority > HIGHEST_PRIORITY:
+        raise BadRequestError(f"{field} is {priority}; priorities are 0 to {HIGHEST_PRIORITY}")
+    return priority
 
 
 def _following_to_proto(following: Following) -> pb.Following:
@@ -392,7 +402,8 @@ def _want_from_proto(want: pb.Want) -> Want:
     version = version_from_proto(want.version)
     spans = spans_from_proto(want.spans, PieceLayout.of(version.length).count, "want.spans")
     source = source_from_proto(want.source) if want.HasField("source") else None
-    return Want(version, spans, source, matching(_CHECKSUM, want.checksum, "want.checksum"))
+    checksum = matching(_CHECKSUM, want.checksum, "want.checksum")
+    return Want(version, spans, source, checksum, _priority(want.priority, "want.priority"))
 
 
 def _progress_from_proto(progress: pb.Progress) -> Progress:

@@ -708,8 +708,11 @@ class Assignment(_message.Message):
     PARTS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     COLD_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     cold: _builtins.bool
     """when the host asked, the cluster did not hold all that it asked for"""
+    priority: _builtins.int
+    """of the most urgent of all hosts that want the version, 0 to 7"""
     @_builtins.property
     def version(self) -> Global___Version: ...
     @_builtins.property
@@ -725,10 +728,11 @@ class Assignment(_message.Message):
         parts: _abc.Iterable[Global___Part] | None = ...,
         source: Global___Source | None = ...,
         cold: _builtins.bool = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "parts", b"parts", "source", b"source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "parts", b"parts", "priority", b"priority", "source", b"source", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

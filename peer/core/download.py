@@ -39,6 +39,7 @@ from p2p.control import (
     Want,
 )
 from p2p.pieces import Bitmap, PieceLayout, Span
+from p2p.urgency import LOWEST_PRIORITY, Urgency
 from p2p.versions import Version
 from peer.core.bits import bitmap_of, bits_of, bits_of_bitmap, spans_of_bits
 from peer.core.flights import Flight
@@ -107,6 +108,9 @@ class DownloadCore:
         """What some reader waits for, of what is lacking."""
         self._readers = Readers()
         self._sources = Sources()
+        self._told_priority: int | None = None
+        """What the scheduler was told of how urgent this is; None where it plans nothing."""
+        self._others_priority = LOWEST_PRIORITY
         self._plans = Plans()
         self._followings = Followings(layout.count)
         paces = paces or Paces()
@@ -119,6 +123,12 @@ class DownloadCore:
     def wanted(self) -> Bitmap:
         """The pieces some reader waits for that have not landed."""
         return bitmap_of(self._wanted, self.layout.count)
+
+    @property
+    def urgency(self) -> Urgency:
+        """How urgent this is to this host's readers, and to those of other hosts that it fetches for."""
+        small = self.layout.count == 1 or self._readers.want_one_piece
+        return Urgency(max(self._readers.priority, self._others_priority), small)
 
     @property
     def idle(self) -> bool:
@@ -204,11 +214,12 @@ class DownloadCore:
         known = self._wanted
         if not known:
             self._last_landing = now
-        self._readers.come(event.reader, event.spans)
+        self._readers.come(event.reader, event.spans, event.priority)
         self._wanted = self._readers.pieces & self._lacking
         self._followings.wants(self._wanted, now)
         self._sources.bring(event.reader, event.source)
         self._ask(self._wanted & ~known & ~self._own_initiative(), commands)
+        self._say_how_urgent(commands)
 
     def _disinterest(self, readers: Iterable[int], now: float, commands: list[Command]) -> None:
         before = self._wanted
@@ -217,9 +228,11 @@ class DownloadCore:
             self._sources.leave(reader)
         wanted = self._wanted = self._readers.pieces & self._lacking
         if before == wanted:
+            self._say_how_urgent(commands)
             return
         if self._scheduler:
             commands.append(Tell(Unwant(self.version.id)))
+            self._told_priority = None
         # With that the scheduler has forgotten what it assigned, but for a seed's duty. What flies already goes on,
         # if it is wanted, on this host's own initiative; of the rest the scheduler is told anew.
         self._plans.clear_parts()
@@ -242,7 +255,7 @@ class DownloadCore:
 
         Parents are followed on until it names others.
         """
-        self._scheduler, self.alone = True, False
+        self._scheduler, self.alone, self._told_priority = True, False, None
         self._plans.clear_parts()
         self._plans.clear_due()
         self._followings.known = False
@@ -253,6 +266,7 @@ class DownloadCore:
 
     def _assigned(self, assignment: Assignment, now: float, commands: list[Command]) -> None:
         self._heard_of_scheduler(now, commands)
+        self._others_priority = assignment.priority
         if assignment.source is not None:
             self._sources.lend(assignment.source)
         self._transfers.assign(assignment, self._wanted, self._lacking, commands)
@@ -362,7 +376,15 @@ class DownloadCore:
 
     def _ask(self, pieces: int, commands: list[Command]) -> None:
         if self._scheduler and pieces:
-            commands.append(Tell(Want(self.version, spans_of_bits(pieces), self._sources.own())))
+            self._told_priority = self._readers.priority
+            spans = spans_of_bits(pieces)
+            commands.append(Tell(Want(self.version, spans, self._sources.own(), priority=self._told_priority)))
+
+    def _say_how_urgent(self, commands: list[Command]) -> None:
+        """Tell the scheduler if another reader is the most urgent one now."""
+        if self._scheduler and self._wanted and self._told_priority not in (None, self._readers.priority):
+            self._told_priority = self._readers.priority
+            commands.append(Tell(Want(self.version, (), None, priority=self._told_priority)))
 
     def _ask_again(self, pieces: int, commands: list[Command]) -> None:
         self._ask(pieces & self._wanted & ~self._plans.due & ~self._plans.planned, commands)

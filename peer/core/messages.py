@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from p2p.control import Assignment, FailureReason, Following, Lagging, Progress, Source, Unwant, Want
 from p2p.pieces import Span
+from p2p.urgency import DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class Interest:
     reader: int
     spans: tuple[Span, ...]
     source: Source
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)

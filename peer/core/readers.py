@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from p2p.control import FailureReason, Source
 from p2p.pieces import Span
+from p2p.urgency import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from peer.core.bits import bits_of, lowest
 
 _SOURCE_IS_USELESS = frozenset({FailureReason.ORIGIN_REFUSED, FailureReason.VERSION_CHANGED})
@@ -23,6 +24,7 @@ class Readers:
 
     def __init__(self) -> None:
         self._bits: dict[int, int] = {}
+        self._priorities: dict[int, int] = {}
         self._urgent: tuple[int, ...] = ()
         self.pieces = 0
         """All pieces that some reader asked for."""
@@ -30,14 +32,26 @@ class Readers:
     def __iter__(self) -> Iterator[int]:
         return iter(tuple(self._bits))
 
-    def come(self, reader: int, spans: tuple[Span, ...]) -> None:
+    @property
+    def priority(self) -> int:
+        """The priority of the most urgent reader; the lowest there is if there is none."""
+        return max(self._priorities.values(), default=LOWEST_PRIORITY)
+
+    @property
+    def want_one_piece(self) -> bool:
+        """Whether all readers together asked for no more than one piece."""
+        return self.pieces.bit_count() == 1
+
+    def come(self, reader: int, spans: tuple[Span, ...], priority: int = DEFAULT_PRIORITY) -> None:
         """Add a reader."""
         self._bits[reader] = bits_of(spans)
+        self._priorities[reader] = priority
         self._count()
 
     def leave(self, reader: int) -> None:
         """Forget a reader, if it is there."""
         self._bits.pop(reader, None)
+        self._priorities.pop(reader, None)
         self._count()
 
     def first(self, candidates: int) -> int:

@@ -19,6 +19,7 @@ from p2p.errors import DamselflyError
 from p2p.pieces import Bitmap, Span
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
+from p2p.urgency import DEFAULT_PRIORITY
 from peer.core.download import DownloadCore
 from peer.core.messages import (
     AbortTransfer,
@@ -142,11 +143,17 @@ class Download:
         under_way = Bitmap(self.entry.layout.count, tuple(self._at_origin.values()))
         return (under_way - self.entry.landed).spans()
 
-    def join(self, spans: tuple[Span, ...], source: Source, fail: Callable[[DamselflyError], None]) -> int:
+    def join(
+        self,
+        spans: tuple[Span, ...],
+        source: Source,
+        fail: Callable[[DamselflyError], None],
+        priority: int = DEFAULT_PRIORITY,
+    ) -> int:
         """Want `spans` for a reader; `fail` is called when no way is left. Returns the number to `leave` with."""
         reader, self._next_reader = self._next_reader, self._next_reader + 1
         self._waiters[reader] = fail
-        self.dispatch(Interest(reader, spans, source))
+        self.dispatch(Interest(reader, spans, source, priority))
         return reader
 
     def leave(self, reader: int) -> None:
@@ -237,6 +244,7 @@ class Download:
                 on_piece=on_piece,
                 on_overload=lambda: self.dispatch(OriginOverloaded()),
                 checksums=self._checksums,
+                urgency=self._core.urgency,
             )
             return
         await self._transfers.from_parent(
@@ -247,6 +255,7 @@ class Download:
             digests=command.digests or self._parents.digests(command.span, command.parent_id),
             on_piece=on_piece,
             checksums=self._checksums,
+            urgency=self._core.urgency,
         )
 
     def _token(self) -> str | None:

@@ -10,6 +10,7 @@ from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.identity import Task
 from p2p.ranges import ByteRange
+from p2p.urgency import DEFAULT_PRIORITY
 from p2p.versions import Version
 
 
@@ -65,16 +66,34 @@ class Verification(Protocol):
 class Tasks(Protocol):
     """The one door to content on this host."""
 
-    async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> Reader:
+    async def open(
+        self,
+        task: Task,
+        version: Version,
+        source: Source,
+        wanted: ByteRange | None = None,
+        *,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Reader:
         """Return a reader of `wanted` (all bytes by default; never empty) of `version`."""
 
-    async def verify(self, task: Task, version: Version, source: Source, expected: ExpectedDigest) -> Verification:
+    async def verify(
+        self,
+        task: Task,
+        version: Version,
+        source: Source,
+        expected: ExpectedDigest,
+        *,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Verification:
         """Begin to verify a version, which must not be empty, as its bytes land."""
 
     def note(self, version: Version, checksum: Checksum) -> None:
         """Remember what the store says of all bytes of a version."""
 
-    async def check(self, task: Task, version: Version, source: Source) -> Verification | None:
+    async def check(
+        self, task: Task, version: Version, source: Source, *, priority: int = DEFAULT_PRIORITY
+    ) -> Verification | None:
         """Begin to compare a version, which must not be empty, with what its store said of it.
 
         None if it said nothing, or that is settled.

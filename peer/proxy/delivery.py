@@ -11,6 +11,7 @@ from p2p.digests import ExpectedDigest
 from p2p.identity import Task
 from p2p.pieces import PieceLayout
 from p2p.ranges import ByteRange
+from p2p.urgency import DEFAULT_PRIORITY
 from p2p.versions import Version
 from peer.proxy.contract import Reader, Tasks, Verification
 from peer.proxy.exchange import Exchange
@@ -71,6 +72,8 @@ async def delivering(
     source: Source,
     body: Body,
     expected: ExpectedDigest | None = None,
+    *,
+    priority: int = DEFAULT_PRIORITY,
 ) -> AsyncIterator[Delivery]:
     """Want the bytes of `body` of a version while the context lasts.
 
@@ -80,13 +83,16 @@ async def delivering(
     """
     async with AsyncExitStack() as stack:
         readers = [
-            await stack.enter_async_context(await tasks.open(task, version, source, part.wanted)) for part in body.parts
+            await stack.enter_async_context(await tasks.open(task, version, source, part.wanted, priority=priority))
+            for part in body.parts
         ]
         verification = None
         if expected is None:
             if body.parts[0].wanted == ByteRange(0, version.length):
-                claim = await tasks.check(task, version, source)
+                claim = await tasks.check(task, version, source, priority=priority)
                 verification = None if claim is None else await stack.enter_async_context(claim)
         else:
-            verification = await stack.enter_async_context(await tasks.verify(task, version, source, expected))
+            verification = await stack.enter_async_context(
+                await tasks.verify(task, version, source, expected, priority=priority)
+            )
         yield Delivery(body, readers, verification, version.length)

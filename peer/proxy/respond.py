@@ -34,7 +34,7 @@ from peer.proxy.forward import Forwarder
 from peer.proxy.freshness import Freshness, Judged, Standing
 from peer.proxy.multipart import coalesced, compose, may_be_split
 from peer.proxy.route import Wanted
-from peer.proxy.signals import wants_prefetch
+from peer.proxy.signals import priority, wants_prefetch
 from peer.source.fields import Fields, across_hosts, end_to_end, for_origin
 
 log = logger(__name__)
@@ -183,7 +183,15 @@ class Responder:
             exchange.step = "download"
             if probe.checksum is not None:
                 self._tasks.note(probe.version, probe.checksum)
-            async with delivering(self._tasks, wanted.task, probe.version, probe.source, body, expected) as delivery:
+            async with delivering(
+                self._tasks,
+                wanted.task,
+                probe.version,
+                probe.source,
+                body,
+                expected,
+                priority=priority(exchange.fields),
+            ) as delivery:
                 exchange.cache = _CACHES[await delivery.begin()]
                 fields += (("X-Cache", exchange.cache),)
                 if exchange.cache is not Cache.MISS:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from p2p.errors import BadRequestError
 from p2p.fields import single
+from p2p.telemetry import logger
+from p2p.urgency import DEFAULT_PRIORITY, HIGHEST_PRIORITY
 from peer.source.fields import Fields
+
+log = logger(__name__)
 
 USE_P2P = "X-Dragonfly-Use-P2P"
 PREFETCH = "X-Dragonfly-Prefetch"
+PRIORITY = "X-Dragonfly-Priority"
 
 
 def choice(fields: Fields, name: str) -> bool | None:
@@ -24,3 +29,17 @@ def wants_prefetch(fields: Fields, *, by_rule: bool) -> bool:
     """Tell whether the rest of an object is to be fetched after a range of it; the request overrules the rule."""
     chosen = choice(fields, PREFETCH)
     return by_rule if chosen is None else chosen
+
+
+def priority(fields: Fields) -> int:
+    """Return how urgent a request is, from 0 to 7, the most urgent.
+
+    What is no such number counts as none, as with Dragonfly: a hint is not worth failing a download for.
+    """
+    value = single(fields, PRIORITY)
+    if value is None:
+        return DEFAULT_PRIORITY
+    if len(value) == 1 and value.isascii() and value.isdigit() and int(value) <= HIGHEST_PRIORITY:
+        return int(value)
+    log.warning("priority ignored", header=PRIORITY, value=value[:32], taken=DEFAULT_PRIORITY)
+    return DEFAULT_PRIORITY

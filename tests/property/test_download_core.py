@@ -67,6 +67,8 @@ class DownloadMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.next_reader = 1
         self.readers: dict[int, Bitmap] = {}
+        self.priorities: dict[int, int] = {}
+        self.told_priority: int | None = None
         self.running: dict[int, StartTransfer] = {}
         self.left: dict[int, set[int]] = {}
         self.asked = Bitmap(PIECES)
@@ -127,8 +129,10 @@ class DownloadMachine(RuleBasedStateMachine):
             case Want():
                 for span in message.spans:
                     self.asked.add(span)
+                self.told_priority = message.priority
             case Unwant():
                 self.asked.clear()
+                self.told_priority = None
             case Progress():
                 for landed in message.landed:
                     self.asked.discard(landed.span)
@@ -137,12 +141,17 @@ class DownloadMachine(RuleBasedStateMachine):
                 assert message.stripes
                 assert set(message.stripes) <= set(range(STRIPES))
 
-    @rule(pieces=st.sets(st.integers(0, PIECES - 1), min_size=1), source=st.sampled_from(SOURCES))
-    def reader_comes(self, pieces: set[int], source: Source) -> None:
+    @rule(
+        pieces=st.sets(st.integers(0, PIECES - 1), min_size=1),
+        source=st.sampled_from(SOURCES),
+        priority=st.integers(0, 7),
+    )
+    def reader_comes(self, pieces: set[int], source: Source, priority: int) -> None:
         spans = spans_of(sorted(index for index in pieces if index not in self.core.landed))
         if spans:
             self.readers[self.next_reader] = Bitmap(PIECES, spans)
-            self.feed(Interest(self.next_reader, spans, source))
+            self.priorities[self.next_reader] = priority
+            self.feed(Interest(self.next_reader, spans, source, priority))
             self.next_reader += 1
 
     @precondition(lambda self: self.readers)
@@ -205,6 +214,7 @@ class DownloadMachine(RuleBasedStateMachine):
     @rule()
     def scheduler_comes_or_goes(self) -> None:
         self.asked.clear()
+        self.told_priority = None
         self.scheduler = not self.scheduler
         self.feed(SchedulerUp() if self.scheduler else SchedulerDown())
 
@@ -252,6 +262,10 @@ class DownloadMachine(RuleBasedStateMachine):
         if self.scheduler and not self.core.alone:
             flying = {index for left in self.left.values() for index in left}
             assert all(index in self.asked or index in flying for index in wanted), "wanted, and nobody knows"
+        if wanted:
+            most_urgent = max(self.priorities[reader] for reader in self.readers)
+            assert self.told_priority in (None, most_urgent), "the scheduler was told another priority"
+            assert self.core.urgency.priority >= most_urgent
 
     def teardown(self) -> None:
         """However it got here: with sound parents to follow, or alone with a sound origin, readers get their pieces."""

@@ -103,7 +103,7 @@ def wants(draw: st.DrawFn) -> Want:
     version = draw(versions())
     count = PieceLayout.of(version.length).count
     wanted = draw(st.lists(spans(count), max_size=3)) if count else []
-    return Want(version, tuple(wanted), draw(st.none() | sources), draw(checksums))
+    return Want(version, tuple(wanted), draw(st.none() | sources), draw(checksums), draw(st.integers(0, 7)))
 
 
 @st.composite
@@ -162,7 +162,7 @@ def assignments(draw: st.DrawFn) -> Assignment:
             parts.append(Part(span, ORIGIN))
         else:
             parts.append(Part(span, draw(host_ids), "10.0.0.1:65002", digests(len(span))))
-    return Assignment(version, tuple(parts), draw(st.none() | sources))
+    return Assignment(version, tuple(parts), draw(st.none() | sources), draw(st.booleans()), draw(st.integers(0, 7)))
 
 
 @st.composite

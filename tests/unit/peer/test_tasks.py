@@ -40,6 +40,7 @@ from p2p.identity import Task, identify
 from p2p.pieces import MIB, PieceLayout, Span
 from p2p.ranges import ByteRange
 from p2p.tasks import TaskScope
+from p2p.urgency import ORDINARY, Urgency
 from p2p.versions import ValidatorKind, Version
 from peer.download.announcements import DigestTable
 from peer.download.landing import PieceChecksums
@@ -68,6 +69,7 @@ class Network:
         self.origin: list[Span] = []
         self.parents: list[tuple[str, Span]] = []
         self.sources: list[Source] = []
+        self.urgencies: list[Urgency] = []
         self.wrong = 0
         self.announced: dict[str, Callable[[tuple[Span, ...]], None]] = {}
         self.tables: dict[str, DigestTable] = {}
@@ -104,7 +106,9 @@ class Network:
         on_piece: Callable[[int, bytes], None],
         on_overload: Callable[[], None],
         checksums: PieceChecksums | None = None,
+        urgency: Urgency = ORDINARY,
     ) -> None:
+        self.urgencies.append(urgency)
         self.origin.append(span)
         self.sources.append(source)
         await self._bring(entry, span, on_piece, checksums)
@@ -119,7 +123,9 @@ class Network:
         digests: Sequence[bytes],
         on_piece: Callable[[int, bytes], None],
         checksums: PieceChecksums | None = None,
+        urgency: Urgency = ORDINARY,
     ) -> None:
+        self.urgencies.append(urgency)
         self.parents.append((address, span))
         assert tuple(digests) == DIGESTS[span.start : span.stop]
         await self._bring(entry, span, on_piece, checksums)
@@ -236,6 +242,27 @@ async def test_many_readers_share_one_download(tmp_path: Path) -> None:
         peer.network.gate.set()
         assert all(data == CONTENT for data, _ in await asyncio.gather(*readers))
         assert sorted(index for span in peer.network.origin for index in span) == list(range(LAYOUT.count))
+
+
+async def test_the_most_urgent_reader_says_how_urgent_a_download_is(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        peer.network.gate.clear()
+        async with await peer.tasks.open(TASK, VERSION, SOURCE, priority=2):
+            async with await peer.tasks.open(TASK, VERSION, SOURCE, ByteRange(0, 1), priority=7):
+                part = Part(Span(0, 1), "peer-2", "127.0.0.1:1", DIGESTS[:1])
+                peer.tasks.assigned(Assignment(VERSION, (part,), priority=2))
+                await peer.network.asked.wait()
+            said = [(message.spans, message.priority) for message in peer.schedulers.told if isinstance(message, Want)]
+            assert said == [((Span(0, 5),), 2), ((), 7), ((), 2)]
+            assert peer.network.urgencies == [Urgency(7)]
+        peer.network.gate.set()
+
+
+async def test_who_wants_one_piece_is_small(tmp_path: Path) -> None:
+    async with running(tmp_path) as peer:
+        async with await peer.tasks.open(TASK, VERSION, SOURCE, ByteRange(0, 1), priority=0) as reader:
+            await reader.ready(0)
+        assert peer.network.urgencies == [Urgency(0, small=True)]
 
 
 async def test_a_scheduler_is_asked_and_its_parents_are_used(tmp_path: Path) -> None:

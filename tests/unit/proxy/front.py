@@ -17,6 +17,7 @@ from p2p.digests import ExpectedDigest
 from p2p.errors import DamselflyError
 from p2p.identity import Task
 from p2p.ranges import ByteRange
+from p2p.urgency import DEFAULT_PRIORITY
 from p2p.versions import Version
 from peer.proxy.server import ProxyServer, ProxySettings
 from peer.source.client import OriginClient, OriginSettings
@@ -107,6 +108,7 @@ class Opening:
     version: Version
     source: Source
     wanted: ByteRange | None
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass
@@ -126,8 +128,16 @@ class MemoryTasks:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     may_judge: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def open(self, task: Task, version: Version, source: Source, wanted: ByteRange | None = None) -> MemoryReader:
-        self.openings.append(Opening(task, version, source, wanted))
+    async def open(
+        self,
+        task: Task,
+        version: Version,
+        source: Source,
+        wanted: ByteRange | None = None,
+        *,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> MemoryReader:
+        self.openings.append(Opening(task, version, source, wanted, priority))
         if self.refusals:
             raise self.refusals.pop(0)
         assert version.length == len(self.content)
@@ -137,14 +147,22 @@ class MemoryTasks:
         return MemoryReader(self, download, wanted or ByteRange(0, version.length))
 
     async def verify(
-        self, task: Task, version: Version, source: Source, expected: ExpectedDigest
+        self,
+        task: Task,
+        version: Version,
+        source: Source,
+        expected: ExpectedDigest,
+        *,
+        priority: int = DEFAULT_PRIORITY,
     ) -> MemoryVerification:
         return MemoryVerification(self, expected)
 
     def note(self, version: Version, checksum: Checksum) -> None:
         self.checksum = checksum
 
-    async def check(self, task: Task, version: Version, source: Source) -> MemoryVerification | None:
+    async def check(
+        self, task: Task, version: Version, source: Source, *, priority: int = DEFAULT_PRIORITY
+    ) -> MemoryVerification | None:
         return None if self.checksum is None else MemoryVerification(self, self.checksum)
 
     def prefetch(self, task: Task, version: Version, source: Source) -> None:

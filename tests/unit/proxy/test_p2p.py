@@ -72,6 +72,27 @@ async def test_the_source_of_a_download_is_the_callers_own_way(front: Front, ori
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "priority"),
+    [
+        ((), 6),
+        (("X-Dragonfly-Priority: 0",), 0),
+        (("x-dragonfly-priority: 7",), 7),
+        (("X-Dragonfly-Priority: 8",), 6),
+        (("X-Dragonfly-Priority: -1",), 6),
+        (("X-Dragonfly-Priority: high",), 6),
+        (("X-Dragonfly-Priority: \u0663",), 6),
+        (("X-Dragonfly-Priority: 1", "X-Dragonfly-Priority: 2"), 6),
+    ],
+)
+async def test_a_request_says_how_urgent_it_is(
+    front: Front, origin: RawOrigin, lines: tuple[str, ...], priority: int
+) -> None:
+    reply = await front.get(signed(origin), *lines)
+    assert (reply.status, reply.body) == (200, CONTENT)
+    assert [opening.priority for opening in front.tasks.openings] == [priority]
+
+
 @pytest.mark.parametrize("name", ["X-Dragonfly-Filter", "x-dragonfly-filtered-query-params"])
 async def test_filter_tag_and_application_make_the_task(front: Front, origin: RawOrigin, name: str) -> None:
     url = f"{origin.base}/m?token=1&v=2&{SIGNED}"
