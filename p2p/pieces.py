@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from p2p.ranges import ByteRange
 
@@ -47,6 +48,12 @@ class Span:
 
     def __contains__(self, index: object) -> bool:
         return isinstance(index, int) and self.start <= index < self.stop
+
+
+@lru_cache(maxsize=4096)
+def single(index: int) -> Span:
+    """Return the span of one piece; the same object again and again, as one is needed for each piece that lands."""
+    return Span(index, index + 1)
 
 
 def spans_of(indices: Iterable[int]) -> tuple[Span, ...]:

@@ -6,6 +6,8 @@ has landed. Bytes do not exist: a piece is its index, and its digest is made of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.sim.network import Link
@@ -88,6 +90,7 @@ class SimulatedHost:
         self._swarm = swarm
         self._scenario = swarm.scenario
         self._clock = swarm.clock
+        self._half_trip, self._jitter, self._draw = swarm.scenario.rtt / 2, swarm.scenario.jitter, swarm.random.random
         layout = swarm.scenario.layout
         held = layout.everything() if seed and swarm.scenario.warm else ()
         landed = Bitmap(layout.count, held)
@@ -102,7 +105,10 @@ class SimulatedHost:
         self._reports_seen = 0
         self._connected = True
         self._done = False
-        self._stored = bytearray(landed.size)  # 1 for each piece that has landed here
+        self._stored = bytearray(landed.size)
+        """1 for each piece that is here."""
+        for index in landed:
+            self._stored[index] = 1
         self._count = 0
         self._front = 0
 
@@ -184,7 +190,7 @@ class SimulatedHost:
             reason = FailureReason.UNREACHABLE
         elif len(self.uploads) >= self._scenario.upload_slots:
             reason = FailureReason.BUSY
-        elif not self.core.landed.covers(span):
+        elif self._stored.find(0, span.start, span.stop) >= 0:
             reason = FailureReason.MISSING
         if reason is not None:
             transfer.over = True
@@ -194,7 +200,7 @@ class SimulatedHost:
         self.uploads[transfer] = None
         if len(self.uploads) > swarm.record.most_uploads:
             swarm.record.most_uploads = len(self.uploads)
-        child.receive(transfer, swarm.path(self, child))
+        child.receive(transfer, swarm.path(self, child), partial(self.sent, transfer))
 
     def sent(self, transfer: Transfer, position: int) -> None:
         """Note that the piece at this position of a transfer's span has left."""
@@ -202,7 +208,7 @@ class SimulatedHost:
         record = swarm.record
         index = span.start + position
         size = swarm.sizes[index]
-        record.upload(self.number, size, int(self._clock.now / record.slice_seconds))
+        record.sent[self.number, int(self._clock.now / record.slice_seconds)] += size
         if self.seed:
             record.seed_bytes += size
         else:
@@ -243,7 +249,7 @@ class SimulatedHost:
                 self._announce(watching, heard)
 
     def _announce(self, watching: Watching, heard: ParentHas) -> None:
-        at = self._clock.now + self._delay()
+        at = self._clock.now + self._half_trip * (1 + self._jitter * self._draw())
         if at < watching.through:
             at = watching.through
         watching.through = at
@@ -251,14 +257,16 @@ class SimulatedHost:
 
     def _delay(self) -> float:
         """Return half a round trip with its jitter, in seconds."""
-        return self._scenario.rtt / 2 * (1 + self._scenario.jitter * self._swarm.random.random())
+        return self._half_trip * (1 + self._jitter * self._draw())
 
     # As a child
 
-    def receive(self, transfer: Transfer, links: tuple[Link, ...]) -> None:
-        """Let the transfer's pieces flow over `links`."""
-        sizes = [self._swarm.sizes[index] for index in transfer.command.span]
-        transfer.flow = self._swarm.network.start(links, sizes, arrived=transfer.arrived)
+    def receive(self, transfer: Transfer, links: tuple[Link, ...], arrived: Callable[[int], None]) -> None:
+        """Let the transfer's pieces flow over `links`; `arrived` gets the position of each in its span."""
+        swarm, span = self._swarm, transfer.command.span
+        one = span.stop - span.start == 1
+        sizes = swarm.sizes_alone[span.start] if one else swarm.sizes[span.start : span.stop]
+        transfer.flow = swarm.network.start(links, sizes, arrived=arrived)
 
     def landing(self, transfer: Transfer, index: int) -> None:
         """Let a piece that is on its way arrive, and be verified and recorded; the last one ends the transfer."""
@@ -287,7 +295,8 @@ class SimulatedHost:
     def hear_parent(self, watching: Watching, heard: ParentHas) -> None:
         """Take what a followed parent announces."""
         if self.alive and not watching.over:
-            self._dispatch(heard)
+            self._apply(heard)
+            self._settle()
 
     def lose_parent(self, watching: Watching, reason: FailureReason) -> None:
         """Notice that a followed parent announces nothing any more."""
@@ -331,7 +340,13 @@ class SimulatedHost:
 
     def _apply(self, event: Event) -> None:
         for command in self.core.apply(event, now=self._clock.now):
-            self._carry_out(command)
+            # These two come for each piece, all others now and then.
+            if isinstance(command, StartTransfer):
+                self._start(command)
+            elif isinstance(command, Tell):
+                self.reports.tell(command.message, soon=command.soon)
+            else:
+                self._carry_out(command)
         if self._swarm.checking:
             self.core.check_invariants()
 
@@ -346,10 +361,6 @@ class SimulatedHost:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case StartTransfer():
-                self._start(command)
-            case Tell(message, soon):
-                self.reports.tell(message, soon=soon)
             case AbortTransfer(number):
                 transfer = self._transfers.get(number)
                 if transfer is not None and not transfer.over:
@@ -379,8 +390,10 @@ class SimulatedHost:
             transfer = self._transfers[command.transfer] = Transfer(self, command, self._scenario.rtt / 2)
             self._clock.after(self._scenario.origin_latency, swarm.origin.serve, transfer)
             return
-        transfer = self._transfers[command.transfer] = Transfer(self, command, self._delay())
-        self._clock.after(transfer.delay, swarm.hosts[command.parent_id].serve, transfer)
+        delay = self._half_trip * (1 + self._jitter * self._draw())
+        transfer = self._transfers[command.transfer] = Transfer(self, command, delay)
+        clock = self._clock
+        clock.at(clock.now + delay, swarm.hosts[command.parent_id].serve, transfer)
 
     def _tick(self, at: float) -> None:
         if at != self._timer_at or not self.alive:

@@ -170,46 +170,54 @@ class Network:
 
     def _give_rates(self, links: Iterable[Link]) -> None:
         """Let all flows on these links go as fast as their links offer now."""
-        now = self._clock.now
+        clock = self._clock
+        now = clock.now
         for link in links:
             offer = link.offer
             for flow, others in link.flows.items():
                 rate = others.offer
                 if rate > offer:
                     rate = offer
-                if rate == flow.rate:
+                before = flow.rate
+                if rate == before:
                     continue
-                remaining = flow.remaining = flow.remaining - flow.rate * (now - flow.since)
-                flow.since, flow.rate = now, rate
+                remaining = flow.remaining = flow.remaining - before * (now - flow.since)
+                flow.since = now
+                flow.rate = rate
                 finish = now + remaining / rate if remaining > 0.0 else now
                 # A look that comes too early looks again: cheaper than one for each change of the rate.
                 if finish < flow.due:
                     flow.due = finish
-                    self._clock.at(finish, self._look, flow, finish)
+                    clock.at(finish, self._look, flow, finish)
 
     def _look(self, flow: Flow, due: float) -> None:
         if flow.due != due:
             return
         clock = self._clock
-        finish = flow.since + flow.remaining / flow.rate if flow.remaining > 0.0 else flow.since
-        if finish > clock.now:
+        remaining = flow.remaining
+        finish = flow.since + remaining / flow.rate if remaining > 0.0 else flow.since
+        if finish > due:
             flow.due = finish
             clock.at(finish, self._look, flow, finish)
             return
-        position = flow.next
-        size = flow.sizes[position]
-        for link in flow.links:
+        position, sizes, links = flow.next, flow.sizes, flow.links
+        size = sizes[position]
+        for link in links:
             link.bytes += size
-        flow.next = position + 1
-        flow.since = clock.now
-        if flow.next < len(flow.sizes):
-            flow.remaining = float(flow.sizes[flow.next])
-            flow.due = flow.since + flow.remaining / flow.rate
+        position += 1
+        flow.next = position
+        flow.since = due
+        if position < len(sizes):
+            flow.remaining = float(sizes[position])
+            flow.due = due + flow.remaining / flow.rate
             clock.at(flow.due, self._look, flow, flow.due)
-            flow.arrived(position)
+            flow.arrived(position - 1)
             return
-        self.stop(flow)
-        flow.arrived(position)
+        flow.due = inf
+        for link in links:
+            del link.flows[flow]
+        self._settle(links)
+        flow.arrived(position - 1)
         if flow.ended is not None:
             flow.ended()
 

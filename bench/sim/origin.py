@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.sim.network import Link
@@ -24,8 +25,7 @@ class SimulatedOrigin:
             return
         connection = Link(self._swarm.scenario.origin_connection_rate)
         child = transfer.child
-        transfer.origin = self
-        child.receive(transfer, (self._link, connection, child.downlink))
+        child.receive(transfer, (self._link, connection, child.downlink), partial(self.sent, transfer))
 
     def sent(self, transfer: Transfer, position: int) -> None:
         """Note that the piece at this position of a transfer's span has left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 
@@ -15,7 +16,7 @@ class Record:
     failed: dict[int, str] = field(default_factory=dict)
     unhealthy: set[int] = field(default_factory=set)
     """Stragglers, hosts that die, and their successors: their completion counts for no percentile."""
-    sent: dict[tuple[int, int], int] = field(default_factory=dict)
+    sent: defaultdict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
     """Bytes by sender and time slice (`slice_seconds`), for the heat map."""
     slice_seconds: float = 0.1
     seed_bytes: int = 0
@@ -43,8 +44,3 @@ class Record:
     """Simulated events."""
     fingerprint: int = 0
     """Of all landings: equal runs have equal ones."""
-
-    def upload(self, host: int, size: int, number: int) -> None:
-        """Note what left a host in the time slice of that number."""
-        key = (host, number)
-        self.sent[key] = self.sent.get(key, 0) + size

@@ -14,7 +14,7 @@ from bench.sim.scenario import Scenario, network_of
 from bench.sim.scheduler import SimulatedScheduler
 from p2p.control import Source
 from p2p.errors import DamselflyError
-from p2p.pieces import Span
+from p2p.pieces import single
 from p2p.stores import Store
 from p2p.versions import ValidatorKind, Version
 
@@ -40,8 +40,10 @@ class SimulatedSwarm:
         self.sizes = [scenario.layout.size(index) for index in pieces]
         """The length of each piece in bytes."""
         self.digests = [digest_of(index) for index in pieces]
-        self.alone = [(Span(index, index + 1),) for index in pieces]
+        self.alone = [(single(index),) for index in pieces]
         """Each piece as the spans of an announcement."""
+        self.sizes_alone = [(size,) for size in self.sizes]
+        """The length of each piece as those of a flow."""
         self.journal: dict[int, bytes] = {}
         if scenario.warm:
             self.journal = dict(enumerate(self.digests))

@@ -11,7 +11,6 @@ from peer.core.messages import StartTransfer, Watch
 
 if TYPE_CHECKING:
     from bench.sim.host import SimulatedHost
-    from bench.sim.origin import SimulatedOrigin
 
 
 @dataclass(slots=True, eq=False)
@@ -23,18 +22,9 @@ class Transfer:
     delay: float
     parent: SimulatedHost | None = None
     """Who serves it, as long as that takes one of its upload slots."""
-    origin: SimulatedOrigin | None = None
-    """Set if that serves it."""
     flow: Flow | None = None
     over: bool = False
     """Whether the child will hear, or has heard, that it is over."""
-
-    def arrived(self, position: int) -> None:
-        """Note that the piece at this position of the span has left; the last one ends the transfer."""
-        if self.parent is not None:
-            self.parent.sent(self, position)
-        elif self.origin is not None:
-            self.origin.sent(self, position)
 
     def cut(self, network: Network) -> None:
         """Send no more of it, and free what it occupies."""

@@ -81,8 +81,8 @@ class Followings(dict[str, FollowedParent]):
         self._behind_since: dict[int, float] = {}
         self._reported = -inf
         self._wide_until: float | None = None
-        self._troubled = False
-        """Whether anything waits for a time."""
+        self.troubled = False
+        """Whether anything waits for a time: else there is no deadline, and nothing to review."""
 
     def follow(self, following: Following, wanted: int, now: float, commands: list[Command]) -> list[str]:
         """Follow these parents instead of those before, and return whom not any more."""
@@ -135,7 +135,10 @@ class Followings(dict[str, FollowedParent]):
         parent = self.get(parent_id)
         if parent is None or parent.lost is not None:
             return None
-        parent.announced |= bits_of(spans) & self._everything & ~parent.refused
+        announced = bits_of(spans) & self._everything
+        if parent.refused:
+            announced &= ~parent.refused
+        parent.announced |= announced
         return parent
 
     def lose(self, parent_id: str, now: float, commands: list[Command]) -> FollowedParent | None:
@@ -155,7 +158,7 @@ class Followings(dict[str, FollowedParent]):
             return
         if reason in _NEEDS_REST:
             parent.rests_until = now + (BUSY_SECONDS if reason is FailureReason.BUSY else FAULTY_SECONDS)
-            self._troubled = True
+            self.troubled = True
             return
         parent.announced &= ~pieces
         if reason is not FailureReason.MISSING:
@@ -165,14 +168,14 @@ class Followings(dict[str, FollowedParent]):
         """Take note that a piece has landed; `wanted` is what is left."""
         if not self._of:
             return
-        stripe = index % self._of
-        if self._fronts[stripe] != index:
+        stripe, fronts = index % self._of, self._fronts
+        if fronts[stripe] != index:
             return
         rest = wanted & self._stripes[stripe]
-        front = self._fronts[stripe] = (rest & -rest).bit_length() - 1 if rest else self._end
+        front = fronts[stripe] = (rest & -rest).bit_length() - 1 if rest else self._end
         if front > self._ahead:
             self._ahead = front
-        if self._behind_since or self._ahead - min(self._fronts) > LAG_PIECES:
+        if self._behind_since or self._ahead - min(fronts) > LAG_PIECES:
             self._compare(now)
 
     def choice(self, parent: FollowedParent, wanted: int) -> int:
@@ -190,7 +193,7 @@ class Followings(dict[str, FollowedParent]):
 
     def deadline(self) -> float:
         """Return when `review` has something to do; infinity if nothing is amiss."""
-        if not self._troubled:
+        if not self.troubled:
             return inf
         times = [parent.lost + REWATCH_SECONDS for parent in self.values() if parent.lost is not None]
         times += [parent.rests_until for parent in self.values()]
@@ -202,7 +205,7 @@ class Followings(dict[str, FollowedParent]):
 
     def review(self, now: float, commands: list[Command]) -> tuple[int, ...]:
         """Do what is due by now, and return the stripes that lag and are to be reported."""
-        if not self._troubled:
+        if not self.troubled:
             return ()
         for parent in self.values():
             if parent.rests_until <= now:
@@ -271,7 +274,7 @@ class Followings(dict[str, FollowedParent]):
 
     def _take_stock(self) -> None:
         self.live = any(parent.lost is None for parent in self.values())
-        self._troubled = (
+        self.troubled = (
             self._wide_until is not None
             or bool(self._behind_since)
             or any(parent.lost is not None or parent.rests_until > -inf for parent in self.values())

@@ -53,9 +53,9 @@ class Plans:
 
     def landed(self, index: int, bit: int) -> None:
         """Forget a piece that is here."""
-        if self.planned & bit:
+        if self.planned:
             self.take(index)
-        if self.due & bit:
+        if self.due:
             self.strike(bit)
 
     def forsake(self, parent_id: str) -> int:

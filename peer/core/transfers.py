@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2p.control import ORIGIN, Assignment, Source
-from p2p.pieces import MIB, PieceLayout, Span
+from p2p.pieces import MIB, PieceLayout, Span, single
 from peer.core.bits import bits_of, lowest
 from peer.core.flights import Flight, Flights
 from peer.core.following import FollowedParent, Followings
@@ -71,21 +71,23 @@ class Transfers:
 
     def pull(self, parent: FollowedParent, wanted: int, now: float, commands: list[Command]) -> None:
         """Ask a followed parent for the next pieces, as many as it has and may be sending at a time."""
-        flights, plans = self.flights, self._plans
-        parent_id = parent.parent_id
-        free = len(parent.stripes) - flights.followed.get(parent_id, 0)
-        free = min(free, FOLLOWED_TRANSFERS - flights.from_followed)
-        if not parent.announced or free <= 0 or now < parent.rests_until:
+        flights, plans, followings = self.flights, self._plans, self._followings
+        offered = parent.announced & wanted
+        if not offered:
             return
-        for _ in range(free):
-            ready = self._followings.choice(parent, wanted & ~(flights.pieces | plans.planned | plans.due))
+        parent_id = parent.parent_id
+        free = min(len(parent.stripes) - flights.followed.get(parent_id, 0), FOLLOWED_TRANSFERS - flights.from_followed)
+        if free <= 0 or now < parent.rests_until:
+            return
+        while free > 0 and offered & ~flights.pieces:
+            ready = followings.choice(parent, wanted & ~(flights.pieces | plans.planned | plans.due))
             if not ready:
                 return
-            index = self._readers.first(ready)
-            span = Span(index, index + 1)
-            assigned = self._followings.known and bool(parent.own >> index & 1)
+            span = single(self._readers.first(ready))
+            assigned = followings.known and bool(ready & parent.own)
             transfer = flights.take_off(span, parent_id, None, assigned=assigned, followed=True)
             commands.append(StartTransfer(transfer, span, parent_id, parent.address))
+            free -= 1
 
     def pull_after(self, flight: Flight, wanted: int, now: float, commands: list[Command]) -> None:
         """Ask for the next piece after a followed parent's transfer, which is over."""
