@@ -35,8 +35,9 @@ CONNECT_SECONDS = 5.0
 LOST_AFTER_INTERVALS = 3
 """A scheduler that is silent for this many heartbeat intervals is gone."""
 
-BACKOFF_SECONDS = (0.1, 2.0)
-"""The shortest and the longest wait before the next attempt; jittered, so that a fleet does not knock in step."""
+BACKOFF_SECONDS = (0.1, 1.0)
+"""The shortest and the longest wait before the next attempt; jittered, so that a fleet does not knock in step.
+Downloads wait for a restarted scheduler (`peer.core.download`) for longer than that, and it for hosts just so."""
 
 HOLDINGS_PER_MESSAGE = 64
 

@@ -3,6 +3,7 @@
 A version belongs to the scheduler that rendezvous hashing gives for it. Hosts turn to another one at once when theirs
 is gone, and tell it what they hold, want and are just fetching from the origin. For as long as some may not have
 done so yet, a scheduler that takes a version up sends nobody to the origin: what is there need not be fetched again.
+The same holds for one that was just started, as to versions that some host is at already: it may be the one they had.
 """
 
 from __future__ import annotations
@@ -42,11 +43,28 @@ def begun(state: State, swarm: Swarm, now: float) -> None:
         swarm.origin_from = max(swarm.origin_from, now + settle)
     elif state.members_changed is not None:
         swarm.origin_from = max(swarm.origin_from, state.members_changed + settle)
+    if swarm.id in state.earlier:
+        _await_the_others(state, swarm, now)
 
 
 def fetching(state: State, swarm: Swarm, peer: Peer, spans: Iterable[Span], now: float) -> None:
-    """Note what a host is taking from the origin on behalf of the scheduler that it had before."""
+    """Note that a host began with a version before its session, and what of it it is taking from the origin.
+
+    That is on behalf of the scheduler that it had before: other hosts may be about to say the same.
+    """
+    _await_the_others(state, swarm, now)
     for span in spans:
         pieces = {i for i in span if i not in peer.held and i not in peer.flights and i not in swarm.at_origin}
         if pieces:
             state.start(Flight(swarm, peer, None, peer.source, pieces, span, now), now)
+
+
+def _await_the_others(state: State, swarm: Swarm, now: float) -> None:
+    """Have a version that is older than this scheduler wait until hosts have had the time to come back to it."""
+    until = state.limits.settle + (now if state.began is None else state.began)
+    if now < until:
+        # Also where the swarm is forgotten meanwhile: who says that it is at a version may not have a piece of it yet.
+        state.earlier[swarm.id] = None
+        swarm.origin_from = max(swarm.origin_from, until)
+    else:
+        state.earlier.clear()

@@ -28,6 +28,8 @@ class State:
         self.timers: list[tuple[float, int, str, str]] = []
         self.began: float | None = None
         """When the first event came."""
+        self.earlier: dict[str, None] = {}
+        """Versions that hosts were at before that."""
         self.strikes = Strikes()
         """Versions whose bytes turned out wrong."""
         self.own = ""

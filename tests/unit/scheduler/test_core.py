@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Landed, Progress, SeedHost, Seeds, Unwant
-from p2p.pieces import Span
+from dataclasses import replace
+
+import pytest
+
+from p2p.control import ORIGIN, Dropped, Failed, FailureReason, Holding, Landed, Progress, SeedHost, Seeds, Unwant
+from p2p.pieces import Bitmap, Span
 from p2p.versions import Version
 from scheduler.core.messages import (
     Disconnect,
@@ -530,6 +534,26 @@ def test_a_restarted_scheduler_waits_for_the_holders_before_it_asks_the_origin_a
     fleet.now = 2.0
     fleet.apply()
     assert set(fleet.pieces("seed", SMALL)) == {4, 5, 6, 7, 8, 9}
+
+
+@pytest.mark.parametrize("seed_fetches", [(), (Span(0, 4),)])
+def test_a_restarted_scheduler_takes_no_version_for_new_that_a_host_was_at(seed_fetches: tuple[Span, ...]) -> None:
+    fleet = Fleet(limits=Limits(settle=2.0, stripes=0))
+    under_way = Holding(SMALL, Bitmap(10), ())
+    fleet.join("a")
+    fleet.announce("a", under_way)
+    fleet.want("a", SMALL)
+    assert not fleet.pieces("a", SMALL), "a seed may be fetching it, and about to come back"
+    fleet.now = 1.0
+    fleet.join("seed", seed=True)
+    fleet.announce("seed", replace(under_way, fetching=seed_fetches))
+    assert not fleet.pieces("seed", SMALL)
+    fleet.now = 2.0
+    fleet.apply()
+    brought = {index for span in seed_fetches for index in span}
+    assert set(fleet.pieces("seed", SMALL)) == set(range(10)) - brought
+    fleet.want("a", BIG)
+    assert fleet.pieces("seed", BIG)
 
 
 def test_a_seeds_word_is_enough_where_nobody_contradicts_it() -> None:
