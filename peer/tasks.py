@@ -304,8 +304,11 @@ class TaskManager:
                 download.dispatch(SchedulerUp())
 
     async def holdings(self) -> AsyncIterator[Holding]:
-        """Yield what is held here, and what is just being fetched from origins, for the schedulers."""
-        fetching = {name: spans for name, download in self._downloads.items() if (spans := download.at_origin)}
+        """Yield what is held here and what is under way, with what is just being fetched from origins, for schedulers.
+
+        A download is named also while it has no piece yet: a restarted scheduler must not take the version for new.
+        """
+        fetching = {name: download.at_origin for name, download in self._downloads.items()}
         async for holding in self._store.holdings():
             yield replace(holding, fetching=fetching.pop(holding.version.id, ()))
         for version_id, spans in fetching.items():

@@ -68,9 +68,10 @@ from peer.core.plans import Plans
 from peer.core.readers import Readers, Sources
 from peer.core.transfers import Transfers
 
-GRACE_SECONDS = 2.0
-"""How long a download that a scheduler has planned waits for it, or another, to come back: a restart takes less, and
-the peers would otherwise all go to the origin for the same pieces."""
+GRACE_SECONDS = 3.0
+"""How long a download that a scheduler has planned waits for it, or another, to come back: a restart takes less,
+together with the second at the most between two attempts to reach it. The peers would otherwise all go to the origin
+for the same pieces."""
 
 PATIENCE_SECONDS = 30.0
 """How long a download bears without a landed piece what its scheduler plans, before it goes to the origin itself."""
