@@ -146,8 +146,8 @@ class DownloadCore:
         commands: list[Command] = []
         # The first three come for each piece of a followed parent: what they cannot have changed is not looked at.
         match event:
-            case ParentHas(parent_id, spans):
-                if (parent := self._followings.heard(parent_id, spans)) is not None:
+            case ParentHas():
+                if (parent := self._followings.heard(event.parent_id, event.spans)) is not None:
                     self._transfers.pull(parent, self._wanted, now, commands)
                 return commands
             case PieceLanded():
@@ -190,7 +190,9 @@ class DownloadCore:
 
     def next_deadline(self) -> float | None:
         """Return when a Tick is due (monotonic seconds), or None."""
-        if not self._wanted:
+        followings = self._followings
+        if not self._wanted or (self._flights and not followings.troubled and (self._scheduler or followings.live)):
+            # What is under way has deadlines of its own.
             return None
         deadline = min(self._followings.deadline(), self._patient_until())
         return deadline if deadline < inf else None
@@ -294,8 +296,10 @@ class DownloadCore:
         flight = self._transfers.landed(event, bit, now)
         self.landed.add_piece(index)
         self._last_landing = now
-        self._lacking &= ~bit
-        self._wanted &= ~bit
+        if self._lacking & bit:
+            self._lacking ^= bit
+        if self._wanted & bit:
+            self._wanted ^= bit
         self._plans.landed(index, bit)
         if self._wanted:
             self._followings.landed(index, self._wanted, now)
@@ -303,7 +307,7 @@ class DownloadCore:
             self._followings.leave(commands)
         if self._scheduler:
             digests = (event.digest,) if flight.source is not None else ()
-            landed = Landed(Span(index, index + 1), flight.parent_id, digests)
+            landed = Landed(single(index), flight.parent_id, digests)
             commands.append(Tell(Progress(self.version.id, (landed,)), soon=not flight.followed))
         return flight
 
