@@ -38,7 +38,7 @@ from p2p.control import (
     Unwant,
     Want,
 )
-from p2p.pieces import Bitmap, PieceLayout, Span
+from p2p.pieces import Bitmap, PieceLayout, single
 from p2p.urgency import LOWEST_PRIORITY, Urgency
 from p2p.versions import Version
 from peer.core.bits import bitmap_of, bits_of, bits_of_bitmap, spans_of_bits
@@ -128,8 +128,8 @@ class DownloadCore:
     @property
     def urgency(self) -> Urgency:
         """How urgent this is to this host's readers, and to those of other hosts that it fetches for."""
-        small = self.layout.count == 1 or self._readers.want_one_piece
-        return Urgency(max(self._readers.priority, self._others_priority), small)
+        brief = self.layout.count == 1 or self._readers.want_one_piece
+        return Urgency(max(self._readers.priority, self._others_priority), brief)
 
     @property
     def idle(self) -> bool:
