@@ -42,6 +42,9 @@ class DigestTable:
         self._known = Bitmap(count)
         self._data = bytearray(PIECE_DIGEST_BYTES * count)
 
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
     def __setitem__(self, index: int, digest: bytes) -> None:
         self._known.add_piece(index)
         self._data[PIECE_DIGEST_BYTES * index : PIECE_DIGEST_BYTES * (index + 1)] = digest
@@ -69,8 +72,11 @@ async def watch(
     """Follow the host at `address` ("host:port") in some of `of` stripes until it is lost; return why.
 
     `on_pieces` hears of each read's pieces, of the `count` there are, once `digests` has theirs. The parent may take
-    `arrival_seconds` more than `silence_seconds` to answer: it may have to begin with the version first.
+    `arrival_seconds` more than `silence_seconds` to answer: it may have to begin with the version first. Not so if
+    `digests` has some of it already: it is the silence of a host that is stuck then.
     """
+    if digests:
+        arrival_seconds = 0.0
     lines = [f"GET {target(version_id, stripes, of)} HTTP/1.0", f"Host: {address}"]
     if token is not None:
         lines.append(f"Authorization: {authorization(token)}")

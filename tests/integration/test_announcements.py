@@ -298,9 +298,14 @@ async def test_a_follower_that_does_not_read_is_told_later_and_at_last_let_go(
 
 
 async def scripted(
-    answer: bytes, *, hang_up: bool, silence: float = 20.0, arrival: float = 0.0
+    answer: bytes,
+    *,
+    hang_up: bool,
+    silence: float = 20.0,
+    arrival: float = 0.0,
+    digests: DigestTable | None = None,
 ) -> tuple[DamselflyError, list[int]]:
-    """Follow a parent that answers with these octets, one at a time."""
+    """Follow a parent that answers with these octets, one at a time; `digests` are what it announced before."""
     left = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -323,7 +328,7 @@ async def scripted(
             stripes=(0,),
             of=1,
             token=None,
-            digests=DigestTable(4),
+            digests=DigestTable(4) if digests is None else digests,
             count=4,
             on_pieces=lambda spans: heard.extend(index for span in spans for index in span),
             silence_seconds=silence,
@@ -348,6 +353,13 @@ async def test_silence_ends_it(answer: bytes) -> None:
     error, heard = await scripted(answer, hang_up=False, silence=0.05)
     assert isinstance(error, ParentStalledError)
     assert heard == []
+
+
+async def test_who_has_announced_something_has_begun_and_may_not_be_silent_for_longer() -> None:
+    digests = DigestTable(4)
+    digests[1] = b"d" * 16
+    error, _ = await scripted(b"", hang_up=False, silence=0.05, arrival=3600.0, digests=digests)
+    assert isinstance(error, ParentStalledError)
 
 
 @pytest.mark.parametrize(
