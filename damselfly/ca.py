@@ -1,4 +1,7 @@
-"""`damselfly ca`: make and look at the authority that a peer opens intercepted TLS with."""
+"""`damselfly ca`: make and look at the authority that a peer opens intercepted TLS with.
+
+Each command imports `p2p.tls` when it is called: no other command but a peer needs cryptography.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Annotated
 import typer
 
 from p2p.errors import ConfigError
-from p2p.tls import CA_FILE, KEY_FILE, CertificateAuthority, fingerprint
 
 app = typer.Typer(
     help="Make the certificate authority that `intercept` rules need, and look at it.",
@@ -28,6 +30,8 @@ def init(
     name: Annotated[str, typer.Option(help="What clients' lists of authorities show.")] = "Damselfly interception CA",
 ) -> None:
     """Make an authority: ca.pem for clients to trust, and ca-key.pem (mode 0600), which is a secret of the peers."""
+    from p2p.tls import CA_FILE, KEY_FILE, CertificateAuthority, fingerprint
+
     try:
         authority = CertificateAuthority.create(directory, name=name, now=datetime.now(UTC))
     except (ConfigError, ValueError) as error:
@@ -39,6 +43,8 @@ def init(
 @app.command()
 def show(directory: Directory) -> None:
     """Print the authority's name, fingerprint and validity, and its certificate in PEM."""
+    from p2p.tls import CA_FILE, CertificateAuthority, fingerprint
+
     try:
         certificate = CertificateAuthority.load_certificate(directory)
         pem = (directory / CA_FILE).read_text()

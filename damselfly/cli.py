@@ -1,4 +1,7 @@
-"""The `damselfly` command: turns flags into settings and hands them to the part that does the work."""
+"""The `damselfly` command: turns flags into settings and hands them to the part that does the work.
+
+Each command imports that part when it is called, so that a daemon starts without all the others.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,7 @@ import typer
 from damselfly.ca import app as ca_app
 from damselfly.config import app as config_app
 from damselfly.fleet_cli import app as fleet_app
-from damselfly.get import parse_header, parse_proxy, run_get
-from damselfly.transfer import GetSettings
-from damselfly.up import UpSettings
-from damselfly.up import up as run_up
+from damselfly.options import parse_header, parse_proxy
 from p2p.config import Address, parse_address, parse_duration, parse_size
 from p2p.digests import ExpectedDigest
 from p2p.dns import parse_place
@@ -24,10 +24,6 @@ from p2p.errors import BadRequestError, ConfigError
 from p2p.identity import parse_filters
 from p2p.native import is_prefix
 from p2p.registry import parse_upstream
-from peer.main import PeerSettings
-from peer.main import run as run_peer
-from scheduler.main import SchedulerSettings
-from scheduler.main import run as run_scheduler
 
 T = TypeVar("T")
 
@@ -156,6 +152,8 @@ def scheduler(
     log_level: LogLevel = "info",
 ) -> None:
     """Run a scheduler: it tells every peer where to fetch which pieces."""
+    from scheduler.main import SchedulerSettings, run
+
     settings = SchedulerSettings(
         grpc=grpc_listen,
         http=http_listen,
@@ -167,7 +165,7 @@ def scheduler(
         config_file=config,
         log_level=log_level,
     )
-    raise typer.Exit(run_scheduler(settings))
+    raise typer.Exit(run(settings))
 
 
 @app.command()
@@ -247,6 +245,8 @@ def peer(
     log_level: LogLevel = "info",
 ) -> None:
     """Run a peer: the HTTP proxy, piece cache and piece server of one node."""
+    from peer.main import PeerSettings, run
+
     settings = PeerSettings(
         data_dir=data_dir or _data_home() / ("seed" if seed else "peer"),
         schedulers=tuple(scheduler or [_SCHEDULER]),
@@ -268,7 +268,7 @@ def peer(
         log_level=log_level,
         labels=dict(label or []),
     )
-    raise typer.Exit(run_peer(settings))
+    raise typer.Exit(run(settings))
 
 
 @app.command()
@@ -332,6 +332,9 @@ def get(
     ] = 120.0,
 ) -> None:
     """Fetch one object, or a whole tree, through the local peer; resumes, verifies, and leaves no partial FILE."""
+    from damselfly.get import run_get
+    from damselfly.transfer import GetSettings
+
     settings = GetSettings(
         url=url,
         output=output,
@@ -358,19 +361,21 @@ def up(
     log_level: LogLevel = "info",
 ) -> None:
     """Start a scheduler, a seed and a peer on this machine, and stay until Ctrl-C."""
+    from damselfly.up import UpSettings
+    from damselfly.up import up as run
+
     settings = UpSettings(
         data_dir or _data_home() / "up",
         cloud_credentials=cloud_credentials,
         origin_ca_file=origin_ca_file,
         log_level=log_level,
     )
-    raise typer.Exit(run_up(settings, say=typer.echo))
+    raise typer.Exit(run(settings, say=typer.echo))
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Measure what Damselfly does on this machine, or on your cluster."""
-    # Imported here: it is most of what there is to import, and the daemons start without it.
     from bench.cli import app as bench_app
 
     bench_app(args=context.args, prog_name="damselfly bench")

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from damselfly.get import parse_header
-from damselfly.importer import import_dragonfly
+from damselfly.options import parse_header
 from p2p.errors import ConfigError
 from p2p.identity import parse_filters
 
@@ -27,6 +26,9 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="DRAGONFLY.yaml", help="A dfget.yaml (Go) or dfdaemon.yaml (Rust).")],
 ) -> None:
     """Print Dragonfly's proxy rules as TOML for `damselfly peer --config`; name on stderr what it cannot say."""
+    # Imported here: only this command needs YAML.
+    from damselfly.importer import import_dragonfly
+
     try:
         imported = import_dragonfly(file.read_text(encoding="utf-8"))
     except OSError as error:

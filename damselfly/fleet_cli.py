@@ -14,7 +14,7 @@ from rich.console import Console
 
 from damselfly import fleet
 from damselfly.fleet import Naming, SchedulerApi
-from damselfly.get import parse_header
+from damselfly.options import parse_header
 from damselfly.transfer import spelt_out
 from p2p.auth import ClusterSecret
 from p2p.config import parse_address

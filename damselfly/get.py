@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,27 +12,13 @@ from rich.filesize import decimal
 from damselfly.progress import Sources, Whence, api_session, say, show
 from damselfly.recursive import Tree
 from damselfly.transfer import GetSettings, Transfer
-from p2p.config import Address, parse_address
-from p2p.errors import ConfigError, DamselflyError
+from p2p.errors import DamselflyError
 from p2p.tasks import TaskScope
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 _TITLE_LENGTH = 40
-
-
-def parse_proxy(text: str) -> Address:
-    """Read the address of a peer's proxy: "host:port", or as an http:// URL. Raises ConfigError."""
-    return parse_address(text.removeprefix("http://").rstrip("/"))
-
-
-def parse_header(text: str) -> tuple[str, str]:
-    """Read "Name: value", as curl's -H takes it. Raises ConfigError, which does not repeat the value."""
-    name, colon, value = text.partition(":")
-    if not colon or re.fullmatch(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+", name) is None or re.search(r"[\r\n\0]", value):
-        raise ConfigError(f"header {name!r} is not of the form 'Name: value' on one line")
-    return name, value.strip()
 
 
 def run_get(settings: GetSettings, *, jobs: int | None = None) -> int:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from damselfly.get import get, parse_header, parse_proxy
+from damselfly.get import get
+from damselfly.options import parse_header, parse_proxy
 from damselfly.transfer import GetSettings
 from p2p.config import Address
 from p2p.digests import ExpectedDigest
