@@ -124,9 +124,9 @@ def test_time_without_requests_says_nothing() -> None:
 def test_requests_are_worth_their_first_byte_and_get_smaller_towards_the_end() -> None:
     pace = OriginPace()
     assert mean(pace) == pytest.approx(16 * MIB, rel=0.02), "nothing is known yet"
-    clock = Clock(pace, per_connection=50e6, in_all=10e9)
+    clock = Clock(pace, per_connection=30e6, in_all=10e9)
     clock.pass_pieces(400)
-    assert mean(pace) == pytest.approx(25e6, rel=0.05)
+    assert mean(pace) == pytest.approx(30e6, rel=0.05)
     assert pace.request_bytes(16 * PIECE) == PIECE
     assert pace.request_bytes(PIECE) < PIECE
     clock.per_connection, clock.in_all = 1e9, 1e12
