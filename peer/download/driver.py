@@ -126,6 +126,10 @@ class Download:
         self._last_origin_error: DamselflyError | None = None
         self._waiters: dict[int, Callable[[DamselflyError], None]] = {}
         self._next_reader = 1
+        self._landing = 0
+        """How many pieces are being recorded."""
+        self._leaving: dict[int, Bitmap] = {}
+        """Readers that have left, and what had landed then that the core had not heard of."""
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = 0.0
         self._signed: tuple[str, float] | None = None
@@ -159,8 +163,19 @@ class Download:
     def leave(self, reader: int) -> None:
         """End a reader's interest."""
         self._waiters.pop(reader, None)
-        if not self.closed:
-            self.dispatch(Disinterest(reader))
+        self._leaving[reader] = self.entry.landed - self._core.landed
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Let the core know who has left, once it knows of all that had landed by then.
+
+        A piece that lands wakes its readers first. The core would take one that has read it by now to have given up.
+        """
+        for reader, untold in tuple(self._leaving.items()):
+            if not self._landing or not untold - self._core.landed:
+                del self._leaving[reader]
+                if not self.closed:
+                    self.dispatch(Disinterest(reader))
 
     def dispatch(self, event: Event) -> None:
         """Give the core an event and carry out what it answers."""
@@ -270,10 +285,18 @@ class Download:
     async def _land(self, command: StartTransfer, index: int, digest: bytes) -> DamselflyError | None:
         if command.source is not None:
             self.from_origin.add_piece(index)
+        self._landing += 1
         try:
             await self.entry.commit([(index, digest)])
+            self._landed(command, index, digest)
         except DamselflyError as error:
             return error
+        finally:
+            self._landing -= 1
+            self._let_go()
+        return None
+
+    def _landed(self, command: StartTransfer, index: int, digest: bytes) -> None:
         size = self.entry.layout.size(index)
         if command.source is not None:
             self._tally.origin += size
@@ -282,7 +305,6 @@ class Download:
             self._tally.parents += size
             _FROM_PARENT.inc(size)
         self.dispatch(PieceLanded(command.transfer, index, digest))
-        return None
 
     def _over(self, command: StartTransfer, error: DamselflyError | None) -> None:
         """Tell the core that a transfer is over; once, also when it was aborted before it ever ran."""

@@ -279,6 +279,18 @@ async def test_a_scheduler_is_asked_and_its_parents_are_used(tmp_path: Path) -> 
     assert not any(one.digests for one in landed), "a child vouches for nothing"
 
 
+async def test_who_leaves_with_the_last_byte_has_not_given_up(tmp_path: Path) -> None:
+    async with running(tmp_path, scheduler=True) as peer:
+        async with await peer.tasks.open(TASK, VERSION, SOURCE, ByteRange(0, 1)) as reader:
+            peer.tasks.assigned(Assignment(VERSION, (Part(Span(0, 1), "peer-2", "127.0.0.1:1", DIGESTS[:1]),)))
+            # The piece that lands wakes this reader before the download hears of it.
+            await reader.ready(0)
+        while not isinstance(peer.schedulers.told[-1], Progress):
+            peer.schedulers.heard.clear()
+            await peer.schedulers.heard.wait()
+        assert [type(message) for message in peer.schedulers.told] == [Want, Progress]
+
+
 async def test_a_seed_brings_what_it_was_assigned_though_nobody_reads_here(tmp_path: Path) -> None:
     async with running(tmp_path, scheduler=True, seed=True) as peer:
         peer.tasks.assigned(Assignment(VERSION, (Part(Span(0, 5), ORIGIN),), SOURCE))
