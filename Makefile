@@ -1,11 +1,16 @@
 # The two commands: `make run` and `make test`. Both work on a fresh checkout, and without a network once installed.
-# Extra arguments go in ARGS: make run ARGS="--size 4GiB", make test ARGS="-k ranges".
+# Extra arguments go in ARGS: make run ARGS="--size 4GiB", make test ARGS="-k ranges". JOBS is how many processes share the
+# tests, whole files each, the slow ones first; JOBS=0 runs them in pytest's own, for a debugger.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS   ?=
+JOBS   ?= 2
+
+# Tests start hundreds of processes; without byte code each would compile all of Damselfly first.
+unexport PYTHONDONTWRITEBYTECODE
 
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -19,8 +24,8 @@ help: ## list the targets
 run: $(VENV)/installed-run ## install, then measure direct, cold, remote and local downloads on a local cluster
 	@$(BIN)/damselfly bench hits $(ARGS)
 
-test: $(VENV)/installed-dev ## install, then run every test
-	@$(BIN)/pytest $(ARGS)
+test: $(VENV)/installed-dev ## install, then run every test, in JOBS processes
+	@$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/installed-dev ## attack the proxy's front with hostile requests until Ctrl-C; prints the seeds
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -60,14 +60,13 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _watch_for_secrets() -> Iterator[None]:
-    """Have what every cluster leaves behind looked at; `test_zz_no_secrets.py` says what was found."""
+    """Have what every cluster leaves behind looked at; what was found is an error of the last test to run here.
+
+    Each process of a run in parallel has a watch of its own, over the daemons that its tests started.
+    """
     with watching(WATCH):
         yield
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the test that says what secrets were found come after all that might leave one."""
-    items.sort(key=lambda item: item.path.name == "test_zz_no_secrets.py")
+    assert not WATCH.findings, WATCH.report()
 
 
 @pytest.hookimpl(wrapper=True)

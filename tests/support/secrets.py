@@ -3,7 +3,7 @@
 Each time a cluster or a daemon of a test ends, its log, its metrics and its data directory are read, and so is what
 each `damselfly` command said and each error that a client of a test was answered with. Two things must not be there:
 a secret that a test registered by `secret`, plain or percent-encoded, and whatever has the shape of a signature or of
-an Authorization field's value (`SHAPES`). `tests/integration/test_zz_no_secrets.py` runs last and says what was found.
+an Authorization field's value (`SHAPES`). Whatever was found fails the run in its end (`_watch_for_secrets`).
 
 Read are whole files: logs, SQLite indexes with their write-ahead logs, notes. Of payload files (`data/??/*` in a data
 directory: the bytes of objects, as many GiB as there are) only the names are; `cluster-secret` and what tests write

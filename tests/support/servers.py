@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -20,6 +22,8 @@ REQUIRE_SERVERS = "DAMSELFLY_REQUIRE_SERVERS"
 """Set to 1 (by .ci/run) a missing server fails the tests that need it; unset it skips them."""
 
 _POLL_SECONDS = 0.01
+_PORTS = range(10_000, 32_768)
+_DRAWN = random.SystemRandom()  # not the generator that Hypothesis seeds: each process would draw the same
 _TAIL_BYTES = 4000
 
 
@@ -78,11 +82,16 @@ def require_programs(server: str, programs: Sequence[str], packages: Sequence[st
 
 
 def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that is free now, for servers that cannot choose one and say which."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port on 127.0.0.1 that is free now, for servers that cannot choose one and say which.
+
+    It is none of those that the system gives away by itself (32768 up, on Linux): nobody else gets it meanwhile,
+    however many tests and daemons run beside this one.
+    """
+    while True:
+        port = _DRAWN.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_listening(process: subprocess.Popen[bytes], port: int, log: Path, *, seconds: float) -> None:

@@ -18,8 +18,9 @@ from p2p.config import Address
 from p2p.digests import ExpectedDigest
 from p2p.errors import ConfigError
 from p2p.identity import identify
+from tests.support.servers import free_port
 
-from .source.raw_origin import CUT, RawOrigin, RawRequest, free_port, raw_origin, response, serving
+from .source.raw_origin import CUT, RawOrigin, RawRequest, raw_origin, response, serving
 
 CONTENT = bytes(range(256)) * 40
 URL = "https://bucket.s3.amazonaws.com/m//x%2Fy.bin?X-Amz-SignedHeaders=host&X-Amz-Signature=5ec2e7"

@@ -12,7 +12,8 @@ import pytest
 from tests.support.clients import triton_request
 from tests.support.daemons import Answer, exchange, fetch, open_url
 from tests.support.origins import downloads
-from tests.unit.source.raw_origin import CUT, RawOrigin, RawRequest, free_port, response, serving
+from tests.support.servers import free_port
+from tests.unit.source.raw_origin import CUT, RawOrigin, RawRequest, response, serving
 
 from .conftest import CONTENT, SIGNED
 

@@ -8,9 +8,10 @@ import pytest
 
 from peer.proxy.server import ProxySettings
 from peer.source.client import OriginSettings
+from tests.support.servers import free_port
 from tests.support.tls import own_authority
 
-from ..source.raw_origin import CUT, RawOrigin, RawRequest, free_port, raw_origin, response
+from ..source.raw_origin import CUT, RawOrigin, RawRequest, raw_origin, response
 from .front import HOST_ID, Front
 
 ECHO = response(200, "Content-Type: text/plain", body=b"as it is")

@@ -23,8 +23,9 @@ from p2p.ranges import ByteRange
 from p2p.telemetry import REGISTRY
 from peer.proxy.respond import RESTARTS
 from peer.source.client import OriginSettings
+from tests.support.servers import free_port
 
-from ..source.raw_origin import RawOrigin, RawRequest, free_port, response, serving
+from ..source.raw_origin import RawOrigin, RawRequest, response, serving
 from .conftest import CONTENT
 from .front import HOST_ID, SIGNED, Front
 

@@ -19,8 +19,9 @@ from peer.source.fields import across_hosts, end_to_end, for_origin, for_pieces
 from peer.source.http import Prober
 from peer.source.trust import tls_context
 from peer.source.urls import exact_url, origin_of, redirect_target
+from tests.support.servers import free_port
 
-from .raw_origin import CUT, RawOrigin, RawRequest, free_port, raw_origin, response, serving
+from .raw_origin import CUT, RawOrigin, RawRequest, raw_origin, response, serving
 
 TASK = "7" * 64
 

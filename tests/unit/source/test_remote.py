@@ -27,8 +27,9 @@ from p2p.hostapi import (
 from p2p.stores import Store
 from p2p.versions import ValidatorKind, Version
 from peer.source.remote import Origins, SeedClient
+from tests.support.servers import free_port
 
-from .raw_origin import CUT, RawOrigin, RawRequest, free_port, raw_origin, response
+from .raw_origin import CUT, RawOrigin, RawRequest, raw_origin, response
 
 SECRET = ClusterSecret(b"of the cluster's own")
 SOURCE = Source("http://store:9000/bucket/m?versionId=1", (("Via", "1.1 peer-1"),), Store.S3)

@@ -1,4 +1,7 @@
-"""The last test: no log, metric, error, command's output or data directory of the suite's daemons holds a secret."""
+"""No log, metric, error, command's output or data directory of the suite's daemons holds a secret.
+
+What all the other tests leave behind is judged by `_watch_for_secrets` (tests/conftest.py) when the last has run.
+"""
 
 from __future__ import annotations
 
