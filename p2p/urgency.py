@@ -1,8 +1,8 @@
-"""Who goes first where something is scarce: the urgent before others, the small before the large, then tasks in turn.
+"""Who goes first where something is scarce: the urgent before others, the brief before the large, then tasks in turn.
 
 A priority is a number from 0 to 7, as in `X-Dragonfly-Priority`: the higher, the more urgent. Whoever asks for one
-piece is small. What is scarce keeps a part for the small, which large ones never take: those may hold on to theirs for
-long, and a small one is over soon. Pure.
+piece is brief. What is scarce keeps a part for the brief, which large ones never take: those may hold on to theirs for
+long, and a brief one is over soon. Pure.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Urgency:
     """How urgent something is; the greater goes first."""
 
     priority: int = DEFAULT_PRIORITY
-    small: bool = False
+    brief: bool = False
 
 
 ORDINARY = Urgency()
 
 
-def kept_for_small(count: int) -> int:
-    """Return how many of `count` places are for the small alone: a sixteenth, and one at least of three or more."""
+def kept_for_brief(count: int) -> int:
+    """Return how many of `count` places are for the brief alone: a sixteenth, and one at least of three or more."""
     return max(1, count // _KEPT_PART) if count >= _FEWEST_TO_KEEP_OF else 0
 
 
-def extra_for_small(count: int) -> int:
-    """Return how many places on top of `count` there are for the small: an eighth, one at least, and none on top of 0.
+def extra_for_brief(count: int) -> int:
+    """Return how many places on top of `count` there are for the brief: an eighth, one at least, and none on top of 0.
 
     For what is not used up by one more at a time, so that large ones need not do without.
     """
@@ -64,9 +64,9 @@ class Turns:
     def __contains__(self, ticket: object) -> bool:
         return ticket in self._waiting
 
-    def any_small(self) -> bool:
-        """Tell whether anybody small waits."""
-        return any(urgency.small for urgency in self._tasks)
+    def any_brief(self) -> bool:
+        """Tell whether anybody brief waits."""
+        return any(urgency.brief for urgency in self._tasks)
 
     def add(self, ticket: int, urgency: Urgency, task: str) -> None:
         """Let somebody wait behind those who are alike; a ticket waits once."""
@@ -83,13 +83,13 @@ class Turns:
             if not tasks:
                 del self._tasks[urgency]
 
-    def take(self, *, small_only: bool = False) -> int | None:
-        """Remove and return the ticket of whoever is next, or next among the small; None if there is nobody."""
-        urgencies = [urgency for urgency in self._tasks if urgency.small or not small_only]
+    def take(self, *, brief_only: bool = False) -> int | None:
+        """Remove and return the ticket of whoever is next, or next among the brief; None if there is nobody."""
+        urgencies = [urgency for urgency in self._tasks if urgency.brief or not brief_only]
         if not urgencies:
             return None
         self._taken += 1
-        if self._taken % PATIENT_TURN == 0 and not small_only:
+        if self._taken % PATIENT_TURN == 0 and not brief_only:
             ticket = next(iter(self._waiting))
         else:
             tasks = self._tasks[max(urgencies)]

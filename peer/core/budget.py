@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from p2p.budgets import UNBOUNDED, Budget
-from p2p.urgency import ORDINARY, Turns, Urgency, kept_for_small
+from p2p.urgency import ORDINARY, Turns, Urgency, kept_for_brief
 
 SLACK_SECONDS = 0.02
 """How much of a rate may be caught up on: timers are late by a millisecond or two, and rates would suffer."""
@@ -69,7 +69,7 @@ class Gate:
 
     Checks go before all others, and no pause holds them up: they are few, a client waits for each, and what the origin
     answers (with its `Retry-After`, if it still asks for patience) is the client's to know. A part of the
-    connections is for checks and small requests alone.
+    connections is for checks and brief requests alone.
     """
 
     limit: Budget = UNBOUNDED
@@ -103,7 +103,7 @@ class Gate:
             self._checks[self._tickets] = None
         else:
             self._waiting.add(self._tickets, urgency, task)
-            if not urgency.small:
+            if not urgency.brief:
                 self._large.add(self._tickets)
         return self._tickets
 
@@ -147,21 +147,21 @@ class Gate:
         delay = inf
         if self._checks:
             delay = self._delay(now)
-        elif self._waiting.any_small() or (self._waiting and not self._small_only):
+        elif self._waiting.any_brief() or (self._waiting and not self._brief_only):
             delay = max(self.paused_until - now, self._delay(now))
         return None if delay == inf else now + delay
 
     @property
-    def _small_only(self) -> bool:
+    def _brief_only(self) -> bool:
         """Whether large requests have all the connections that they may have."""
         connections = self.limit.connections
-        return connections is not None and self._large_under_way >= connections - kept_for_small(connections)
+        return connections is not None and self._large_under_way >= connections - kept_for_brief(connections)
 
     def _next(self, now: float) -> int | None:
         """Take the ticket of whoever goes next, provided that there is a connection; None if nobody may."""
         if self._checks:
             return self._checks.popitem(last=False)[0]
-        return None if now < self.paused_until else self._waiting.take(small_only=self._small_only)
+        return None if now < self.paused_until else self._waiting.take(brief_only=self._brief_only)
 
     def _delay(self, now: float) -> float:
         if self.limit.connections is not None and self.under_way >= self.limit.connections:

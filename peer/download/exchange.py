@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from p2p.errors import DamselflyError, StoppingError
 from p2p.pagecache import WRITE_BYTES
 from p2p.ranges import ByteRange
-from p2p.urgency import ORDINARY, Turns, Urgency, kept_for_small
+from p2p.urgency import ORDINARY, Turns, Urgency, kept_for_brief
 from peer.download.connection import (
     AbortedError,
     AddressInfo,
@@ -80,15 +80,15 @@ class Rivalry:
 
 
 class Workers:
-    """Places for `count` exchanges at once, by urgency (`p2p.urgency`), some of them for small ones alone.
+    """Places for `count` exchanges at once, by urgency (`p2p.urgency`), some of them for brief ones alone.
 
     An exchange holds its place for as long as the other side takes, and large ones come by the dozen: in one queue, a
-    small one would wait until somebody has sent megabytes.
+    brief one would wait until somebody has sent megabytes.
     """
 
     def __init__(self, count: int) -> None:
         self._free = count
-        self._kept = kept_for_small(count)
+        self._kept = kept_for_brief(count)
         self._turns = Turns()
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._tickets = 0
@@ -124,7 +124,7 @@ class Workers:
 
     def _call(self) -> None:
         """Call those who may have a place now."""
-        while self._free and (ticket := self._turns.take(small_only=self._free <= self._kept)) is not None:
+        while self._free and (ticket := self._turns.take(brief_only=self._free <= self._kept)) is not None:
             self._free -= 1
             waiter = self._waiters.pop(ticket)
             if not waiter.done():  # else it was cancelled, and gives its place back as soon as it runs

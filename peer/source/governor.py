@@ -152,7 +152,7 @@ class Governor:
         origin = self._origin(origin_key(url))
         allotment = origin.allotment
         if kind == "list":
-            urgency = Urgency(urgency.priority, small=True)
+            urgency = Urgency(urgency.priority, brief=True)
         ticket = allotment.gate.enter(check=kind == "check", urgency=urgency, task=task)
         allotment.used_at = self._clock()
         if allotment.bounded:

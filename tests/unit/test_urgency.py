@@ -1,4 +1,4 @@
-"""Whose turn it is, and how much is kept for the small."""
+"""Whose turn it is, and how much is kept for the brief."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p.urgency import PATIENT_TURN, Turns, Urgency, extra_for_small, kept_for_small
+from p2p.urgency import PATIENT_TURN, Turns, Urgency, extra_for_brief, kept_for_brief
 
-BIG, SMALL, URGENT, IDLE = Urgency(), Urgency(small=True), Urgency(7), Urgency(0)
+BIG, BRIEF, URGENT, IDLE = Urgency(), Urgency(brief=True), Urgency(7), Urgency(0)
 
 
 def queue(*waiting: tuple[Urgency, str]) -> Turns:
@@ -18,8 +18,8 @@ def queue(*waiting: tuple[Urgency, str]) -> Turns:
     return turns
 
 
-def test_the_most_urgent_go_first_and_small_ones_before_large() -> None:
-    turns = queue((IDLE, "a"), (URGENT, "d"), (BIG, "b"), (SMALL, "c"))
+def test_the_most_urgent_go_first_and_brief_ones_before_large() -> None:
+    turns = queue((IDLE, "a"), (URGENT, "d"), (BIG, "b"), (BRIEF, "c"))
     assert [turns.take() for _ in range(3)] == [1, 3, 2]
     assert [turns.take(), turns.take()] == [0, None]
 
@@ -35,11 +35,11 @@ def test_every_so_many_turns_whoever_has_waited_longest_goes() -> None:
     assert taken == [*range(1, PATIENT_TURN), 0]
 
 
-def test_what_is_kept_for_the_small_no_large_one_gets() -> None:
-    turns = queue((URGENT, "model"), (Urgency(0, small=True), "config"))
-    assert turns.any_small()
-    assert [turns.take(small_only=True), turns.take(small_only=True)] == [1, None]
-    assert not turns.any_small()
+def test_what_is_kept_for_the_brief_no_large_one_gets() -> None:
+    turns = queue((URGENT, "model"), (Urgency(0, brief=True), "config"))
+    assert turns.any_brief()
+    assert [turns.take(brief_only=True), turns.take(brief_only=True)] == [1, None]
+    assert not turns.any_brief()
     assert len(turns) == 1
 
 
@@ -53,8 +53,8 @@ def test_who_gives_up_is_not_called() -> None:
 @pytest.mark.parametrize(
     ("count", "kept", "extra"), [(0, 0, 0), (1, 0, 1), (2, 0, 1), (3, 1, 1), (16, 1, 2), (32, 2, 4)]
 )
-def test_how_much_is_for_the_small(count: int, kept: int, extra: int) -> None:
-    assert (kept_for_small(count), extra_for_small(count)) == (kept, extra)
+def test_how_much_is_for_the_brief(count: int, kept: int, extra: int) -> None:
+    assert (kept_for_brief(count), extra_for_brief(count)) == (kept, extra)
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Places for exchanges: small ones have some that large ones never take, and who gives up leaves no place taken."""
+"""Places for exchanges: brief ones have some that large ones never take, and who gives up leaves no place taken."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from p2p.urgency import ORDINARY, Urgency, kept_for_small
+from p2p.urgency import ORDINARY, Urgency, kept_for_brief
 from peer.download.exchange import Workers
 
-SMALL = Urgency(small=True)
+BRIEF = Urgency(brief=True)
 
 
 @asynccontextmanager
@@ -31,11 +31,11 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_small_exchange_finds_a_place_among_large_ones_that_hang() -> None:
+async def test_a_brief_exchange_finds_a_place_among_large_ones_that_hang() -> None:
     workers, order = Workers(32), list[str]()
-    async with filled(workers, 32 - kept_for_small(32)):
+    async with filled(workers, 32 - kept_for_brief(32)):
         large = asyncio.create_task(held(workers, ORDINARY, "another model", order))
-        await held(workers, SMALL, "config", order)
+        await held(workers, BRIEF, "config", order)
         await settle()
         assert order == ["config"]
     await large

@@ -258,11 +258,11 @@ async def test_the_most_urgent_reader_says_how_urgent_a_download_is(tmp_path: Pa
         peer.network.gate.set()
 
 
-async def test_who_wants_one_piece_is_small(tmp_path: Path) -> None:
+async def test_who_wants_one_piece_is_brief(tmp_path: Path) -> None:
     async with running(tmp_path) as peer:
         async with await peer.tasks.open(TASK, VERSION, SOURCE, ByteRange(0, 1), priority=0) as reader:
             await reader.ready(0)
-        assert peer.network.urgencies == [Urgency(0, small=True)]
+        assert peer.network.urgencies == [Urgency(0, brief=True)]
 
 
 async def test_a_scheduler_is_asked_and_its_parents_are_used(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from peer.source.governor import Governor, Permit
 
 URL = "https://store.internal/bucket/model.bin?X-Amz-Signature=secret"
 ORIGIN = "https://store.internal:443"
-SMALL, URGENT = Urgency(small=True), Urgency(7)
+BRIEF, URGENT = Urgency(brief=True), Urgency(7)
 
 
 class Clock:
@@ -171,17 +171,17 @@ def test_checks_go_first_and_are_not_held_up_by_a_pause() -> None:
     assert gate.admit(5.0) == [read]
 
 
-def test_small_requests_and_checks_have_a_connection_that_large_ones_never_get() -> None:
+def test_brief_requests_and_checks_have_a_connection_that_large_ones_never_get() -> None:
     gate = Gate()
     gate.set_limit(Budget(connections=4), 0.0)
     large = [gate.enter(task="model") for _ in range(5)]
     assert gate.admit(0.0) == large[:3]
     assert gate.next_at(0.0) is None, "the fourth connection is for others"
-    small = gate.enter(urgency=SMALL, task="config")
+    brief = gate.enter(urgency=BRIEF, task="config")
     assert gate.next_at(0.0) == 0.0
-    assert gate.admit(0.0) == [small]
+    assert gate.admit(0.0) == [brief]
     check = gate.enter(check=True)
-    gate.leave(small)
+    gate.leave(brief)
     assert gate.admit(0.0) == [check]
     gate.leave(check)
     assert gate.admit(0.0) == []
@@ -313,7 +313,7 @@ async def test_without_a_scheduler_a_host_is_cautious(clock: Clock) -> None:
     running = started(governor, scheduler)
     await settle()
     for _ in range(CAUTIOUS.connections or 0):
-        await governor.enter(URL, "read", SMALL)
+        await governor.enter(URL, "read", BRIEF)
     one_more = asyncio.create_task(governor.enter(URL, "read"))
     await settle()
     assert not one_more.done()
@@ -321,7 +321,7 @@ async def test_without_a_scheduler_a_host_is_cautious(clock: Clock) -> None:
     await ended(one_more, running)
 
 
-async def test_a_smaller_share_is_confirmed_at_once(clock: Clock) -> None:
+async def test_a_briefer_share_is_confirmed_at_once(clock: Clock) -> None:
     governor, scheduler = Governor(clock=clock), Scheduler(Budget(connections=4))
     running = started(governor, scheduler)
     await settle()
