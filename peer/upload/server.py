@@ -25,6 +25,7 @@ from p2p.pieces import Span
 from p2p.ranges import ByteRange, format_content_range, parse_range
 from p2p.sendfile import SendMethod, send_file
 from p2p.telemetry import REGISTRY, logger
+from p2p.urgency import extra_for_brief
 from peer.upload.announcements import Announced, Announcements
 from peer.upload.limit import UploadLimit
 
@@ -230,7 +231,9 @@ class PieceServer:
                 return await self._send_held(request, version_id, entry, wanted)
             finally:
                 self._small -= 1
-        if self._used >= self._slots:
+        # A version of one piece does not wait until the children of a large one have taken their parts.
+        extra = extra_for_brief(self._slots) if entry.layout.count == 1 else 0
+        if self._used >= self._slots + extra:
             raise _busy(f"all {self._slots} upload slots are taken")
         self._used += 1
         try:

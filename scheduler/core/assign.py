@@ -6,7 +6,9 @@ and asks again, so that every choice sees the slots, windows and rarities that t
 The objective: no slot idles while somebody with room lacks what its host has (`invariants` checks that), and no task
 waits for another's bytes. A host with room looks around once, and is *hungry* if it finds nothing. From then on free
 slots come to it: a slot that becomes free goes to the tasks of its host in turn, one part each, and in a task to the
-hungry in turn. So a task waits for at most one part of every other task of that host, however large they are.
+hungry in turn. So a task waits for at most one part of every other task of that host, however large they are. Urgent
+ones go before others, and so do those of one piece among equals; every so many-th turn is everybody's (`p2p.urgency`).
+Versions of one piece have a few slots of each host on top, which large ones never take.
 
 What that costs, for a report that frees k slots of hosts with t tasks each: k looks at t tasks, of which those without
 anybody hungry, or where nobody lacks what the host has, cost a comparison, and k walks along the hungry of one task.
@@ -80,15 +82,17 @@ def peer_part(swarm: Swarm, child: Peer, *, limits: Limits, random: Random, now:
     return Choice(child.host.id, parent.host.id, _part(swarm, first, lacking & parent.sound, limits))
 
 
-def part_from(swarm: Swarm, parent: Peer, *, limits: Limits, random: Random, now: float) -> Choice | None:
+def part_from(
+    swarm: Swarm, parent: Peer, *, limits: Limits, random: Random, now: float, urgent_first: bool
+) -> Choice | None:
     """Return what one of those who found nothing before should fetch from a host that has a free slot again, if any.
 
-    They take turns. Costs a look at one set of pieces where nobody lacks what the parent has, and else one at each of
-    the hungry up to the first who does.
+    They take turns, after those who are more urgent where these go first. Costs a look at one set of pieces where
+    nobody lacks what the parent has, and else one at each of the hungry up to the first who does.
     """
     if not parent.sound & swarm.craved:
         return None
-    for host_id in swarm.hungry:
+    for host_id in swarm.by_urgency(swarm.hungry) if urgent_first else swarm.hungry:
         child = swarm.peers[host_id]
         if not has_room(child, limits) or child.avoids(child.host.id, now) or child.avoids(parent.host.id, now):
             continue

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
+from p2p.urgency import extra_for_brief
 from scheduler.core import assign, integrity
 from scheduler.core.member import NOWHERE
 from scheduler.core.model import Flight, Peer
@@ -40,8 +42,13 @@ def _check_slots(state: State) -> None:
     for host_id, host in state.hosts.items():
         assert uploading[host_id] == set(host.uploading), f"the slots of {host_id} are miscounted"
         assert riding[host_id] == set(host.riding), f"what takes no slot of {host_id} is miscounted"
-        assert len(host.uploading) <= host.hello.upload_slots, f"the slots of {host_id} are oversubscribed"
-        assert (state.open.hosts.get(host_id) is host) == (not host.saturated), f"{host_id} is open, or is not"
+        slots = host.hello.upload_slots
+        brief = sum(flight.swarm.size == 1 for flight in host.uploading)
+        assert len(host.uploading) - brief <= slots, f"the slots of {host_id} are oversubscribed"
+        assert len(host.uploading) <= slots + extra_for_brief(slots), f"the slots of {host_id} are oversubscribed"
+        for open_hosts in (state.open, state.open_for_brief):
+            is_open = open_hosts.hosts.get(host_id) is host
+            assert is_open == (not host.full(brief=open_hosts.brief)), f"{host_id} is open, or is not"
         for version_id in (*host.versions, *host.small):
             assert host_id in state.swarms[version_id].peers, f"{host_id} is thought to have a peer it has not"
 
@@ -68,6 +75,9 @@ def _check_tallies(swarm: Swarm) -> None:
     assert len(swarm.open()) == len(able), "an open parent is counted twice"
     assert not any(peer.sound - swarm.offered() for peer in swarm.open()), "an open parent's piece is overlooked"
     assert set(swarm.wanting) == {host_id for host_id, peer in swarm.peers.items() if peer.missing}
+    assert swarm.priorities == Counter(swarm.peers[host_id].priority for host_id in swarm.wanting), (
+        "how urgent a version is is mistaken"
+    )
 
 
 def _check_flights(swarm: Swarm) -> None:

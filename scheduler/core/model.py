@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from p2p.control import ORIGIN, Hello, Source
 from p2p.pieces import Bitmap, Span
+from p2p.urgency import DEFAULT_PRIORITY, extra_for_brief
 
 if TYPE_CHECKING:
     from scheduler.core.member import Member
@@ -85,6 +86,8 @@ class Host:
     """What it is sending of small versions, or was a moment ago: none of these takes a slot."""
     small: dict[str, None] = field(default_factory=dict)
     """The small versions of which it has a peer; they are not in `versions`, for no freed slot matters to them."""
+    turns: int = 0
+    """How many freed slots it has given."""
 
     @property
     def id(self) -> str:
@@ -93,22 +96,28 @@ class Host:
 
     @property
     def saturated(self) -> bool:
-        """Whether every upload slot is taken."""
-        return len(self.uploading) >= self.hello.upload_slots
+        """Whether every upload slot is taken that any version may have."""
+        return self.full(brief=False)
+
+    def full(self, *, brief: bool) -> bool:
+        """Tell whether it can send nothing more of a version; those of one piece have a few slots on top."""
+        slots = self.hello.upload_slots
+        return len(self.uploading) >= slots + (extra_for_brief(slots) if brief else 0)
 
 
 class OpenHosts:
-    """The hosts with a free upload slot, and how often it has been others than before."""
+    """The hosts with a free upload slot, or one for a brief version, and how often it has been others than before."""
 
-    __slots__ = ("changes", "hosts")
+    __slots__ = ("brief", "changes", "hosts")
 
-    def __init__(self) -> None:
+    def __init__(self, *, brief: bool) -> None:
+        self.brief = brief
         self.hosts: dict[str, Host] = {}
         self.changes = 0
 
     def look(self, host: Host) -> None:
         """Note whether a host that is there has a free slot."""
-        if host.saturated:
+        if host.full(brief=self.brief):
             self.gone(host.id)
         elif self.hosts.get(host.id) is not host:
             self.hosts[host.id] = host
@@ -173,6 +182,8 @@ class Peer:
     source: Source | None = None
     cold: bool = False
     """Whether others did not hold all that it asked for when it asked."""
+    priority: int = DEFAULT_PRIORITY
+    """How urgent that is to it, from 0 to 7."""
     flights: Mapping[int, Flight] = field(default_factory=lambda: _NO_FLIGHTS)
     """What it is fetching, by piece."""
     from_origin: int = 0

@@ -7,12 +7,13 @@ reports costs one pass: while there is something to hand out, `next_deadline` sa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
 from p2p.control import ORIGIN, Assignment, OriginLoad, Part, SeedHost, Seeds, Source
+from p2p.urgency import PATIENT_TURN
 from scheduler.core import assign, follow, handover, integrity, transitions
 from scheduler.core.assign import Choice
 from scheduler.core.budget import BudgetRule, OriginBudgets, OriginView
@@ -219,7 +220,7 @@ class SchedulerCore:
         for swarm, peer in self._state.due(now):
             transitions.overdue(self._state, swarm, peer, now)
         commands = self._offer_slots(now)
-        for version_id in tuple(self._state.dirty):
+        for version_id in self._most_urgent_first(self._state.dirty):
             swarm = self._state.swarms[version_id]
             if swarm.idle:
                 self._state.drop(swarm)
@@ -230,34 +231,42 @@ class SchedulerCore:
         self._state.dirty.clear()
         return commands
 
+    def _most_urgent_first(self, version_ids: Iterable[str]) -> list[str]:
+        """Return versions in the order in which they look around; who is first finds more."""
+        swarms = self._state.swarms
+        return sorted(version_ids, key=lambda version_id: swarms[version_id].urgency, reverse=True)
+
     def _offer_slots(self, now: float) -> list[Command]:
-        """Give freed slots to those who found nothing before: a host's tasks take turns, a part each."""
+        """Give freed slots to those who found nothing before: a host's tasks take turns, a part each.
+
+        The most urgent go first, but every PATIENT_TURN-th slot is for the task that has had none for longest.
+        """
         state = self._state
         started: dict[str, list[Flight]] = {}
         for host in (state.hosts[host_id] for host_id in state.freed if host_id in state.hosts):
-            turn: Collection[str] = host.versions
-            while turn:
-                served: list[str] = []
-                for version_id in turn:
-                    if host.saturated:
-                        break
-                    flight = self._offer(host, state.swarms[version_id], now)
-                    if flight is not None:
-                        started.setdefault(version_id, []).append(flight)
-                        served.append(version_id)
-                for version_id in served:
-                    del host.versions[version_id]
-                    host.versions[version_id] = None
-                turn = served
+            waiting = [swarm for version_id in host.versions if (swarm := state.swarms[version_id]).hungry]
+            while waiting:
+                patient = (host.turns + 1) % PATIENT_TURN == 0
+                swarm = waiting[0] if patient else max(waiting, key=lambda swarm: swarm.urgency)
+                waiting.remove(swarm)
+                flight = self._offer(host, swarm, now, urgent_first=not patient) if swarm.gives(host) else None
+                if flight is not None:
+                    host.turns += 1
+                    started.setdefault(swarm.id, []).append(flight)
+                    waiting.append(swarm)
+                    del host.versions[swarm.id]
+                    host.versions[swarm.id] = None
         state.freed.clear()
         return [command for version_id, flights in started.items() for command in _assignments(flights)]
 
-    def _offer(self, host: Host, swarm: Swarm, now: float) -> Flight | None:
+    def _offer(self, host: Host, swarm: Swarm, now: float, *, urgent_first: bool) -> Flight | None:
         """Let one of those who found nothing before fetch a part from a host, if it has anything for them."""
         if not swarm.hungry or not swarm.peers[host.id].sound & swarm.craved:
             return None
         limits = self._state.limits
-        choice = assign.part_from(swarm, swarm.peers[host.id], limits=limits, random=self._random, now=now)
+        choice = assign.part_from(
+            swarm, swarm.peers[host.id], limits=limits, random=self._random, now=now, urgent_first=urgent_first
+        )
         if choice is None:
             swarm.recount_craved()
             return None
@@ -282,7 +291,7 @@ class SchedulerCore:
         turn = list(swarm.pending)
         swarm.pending.clear()
         self._random.shuffle(turn)
-        queue = deque(turn)
+        queue = deque(swarm.by_urgency(turn))
         while queue:
             child = swarm.peers[queue.popleft()]
             part = None
@@ -329,6 +338,7 @@ def _assignments(flights: list[Flight]) -> list[Command]:
     if not flights:
         return []
     swarm = flights[0].swarm
+    priority = swarm.urgency.priority
     joined: dict[tuple[str, bool, Source | None], list[Part]] = {}
     for flight in flights:
         lent = flight.source if flight.source != flight.child.source else None
@@ -338,6 +348,6 @@ def _assignments(flights: list[Flight]) -> list[Command]:
         parts = joined.setdefault((flight.child.host.id, flight.child.cold, lent), [])
         parts.append(Part(flight.span, flight.parent_id, address, digests))
     return [
-        Send(host_id, Assignment(swarm.version, tuple(parts), source, cold))
+        Send(host_id, Assignment(swarm.version, tuple(parts), source, cold, priority))
         for (host_id, cold, source), parts in joined.items()
     ]

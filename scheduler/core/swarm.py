@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING
 
 from p2p.control import SMALL_BYTES
 from p2p.pieces import Bitmap, PieceLayout
+from p2p.urgency import LOWEST_PRIORITY, Urgency
 from p2p.versions import Version
 from scheduler.core.digests import Digests
 from scheduler.core.model import Backoff, Host, OpenHosts, Peer, no_pieces
@@ -20,8 +23,8 @@ if TYPE_CHECKING:
 class Swarm:
     """Everything about one version."""
 
-    def __init__(self, version: Version, open_hosts: OpenHosts) -> None:
-        """Begin with nothing known of `version`; `open_hosts` are those of all versions."""
+    def __init__(self, version: Version, open_hosts: OpenHosts, open_for_brief: OpenHosts) -> None:
+        """Begin with nothing known of `version`; the open hosts are those of all versions, or of brief ones."""
         self.version = version
         self.id = version.id
         self.layout = PieceLayout.of(version.length)
@@ -50,6 +53,8 @@ class Swarm:
         """Hosts whose place in the trees the next pass must look at."""
         self.wanting: dict[str, None] = {}
         """Hosts with missing pieces."""
+        self.priorities: Counter[int] = Counter()
+        """How many of these there are of each priority."""
         self.pending: dict[str, None] = {}
         """Hosts that may have something to gain from the next pass."""
         self.hungry: dict[str, None] = {}
@@ -72,7 +77,7 @@ class Swarm:
         """Hosts that were told to drop the version, and have not said yet that they did."""
         self.begun_anew = False
         """Whether it was condemned, so that digests of before must not come back from the journal."""
-        self._open_hosts = open_hosts
+        self._open_hosts = open_for_brief if self.size == 1 else open_hosts
         self._seen = -1
         """The change of the open hosts that the next two are from."""
         self._open: list[Peer] = []
@@ -123,7 +128,7 @@ class Swarm:
 
     def gives(self, host: Host) -> bool:
         """Tell whether a host could send another piece: it has a free upload slot, or needs none."""
-        return host.hello.upload_slots > 0 if self.small else not host.saturated
+        return host.hello.upload_slots > 0 if self.small else not host.full(brief=self.size == 1)
 
     def open(self) -> list[Peer]:
         """Return the peers whose host could send another piece."""
@@ -215,6 +220,7 @@ class Swarm:
         new = pieces - peer.held
         if new:
             peer.missing |= new
+            self.priorities[peer.priority] += peer.host.id not in self.wanting
             self.wanting[peer.host.id] = None
             self.pending[peer.host.id] = None
             self.replant[peer.host.id] = None
@@ -223,9 +229,33 @@ class Swarm:
             self._unassigned |= new - self.tradeable - self.at_origin
             self.origin_pending = True
 
+    @property
+    def urgency(self) -> Urgency:
+        """How urgent the version is to whoever wants it most urgently."""
+        return Urgency(max(self.priorities, default=LOWEST_PRIORITY), self.size == 1)
+
+    def prioritise(self, peer: Peer, priority: int) -> None:
+        """Note how urgent the version is to a host."""
+        self._count_priority(peer, -1)
+        peer.priority = priority
+        self._count_priority(peer, 1)
+
+    def _count_priority(self, peer: Peer, change: int) -> None:
+        if peer.host.id in self.wanting:
+            self.priorities[peer.priority] += change
+            if not self.priorities[peer.priority]:
+                del self.priorities[peer.priority]
+
+    def by_urgency(self, host_ids: Iterable[str]) -> Iterable[str]:
+        """Return hosts with a peer in the order of their priorities, and where these are alike as they come."""
+        if len(self.priorities) < 2:
+            return host_ids
+        return sorted(host_ids, key=lambda host_id: -self.peers[host_id].priority)
+
     def unwant(self, peer: Peer) -> None:
         """Forget what a peer wants, and its source with it."""
         peer.missing.clear()
+        self._count_priority(peer, -1)
         peer.source = None
         peer.follows, peer.told = 0, None
         for hosts in (self.wanting, self.pending, self.hungry, self.carried):

@@ -19,7 +19,8 @@ class State:
         self.limits = limits
         self.hosts: dict[str, Host] = {}
         self.seeds: dict[str, Host] = {}
-        self.open = OpenHosts()
+        self.open = OpenHosts(brief=False)
+        self.open_for_brief = OpenHosts(brief=True)
         self.swarms: dict[str, Swarm] = {}
         self.dirty: dict[str, None] = {}
         """Versions that the next pass looks at."""
@@ -44,7 +45,7 @@ class State:
         swarm = self.swarms.get(version.id)
         if swarm is not None:
             return swarm, False
-        swarm = self.swarms[version.id] = Swarm(version, self.open)
+        swarm = self.swarms[version.id] = Swarm(version, self.open, self.open_for_brief)
         return swarm, True
 
     def drop(self, swarm: Swarm) -> None:
@@ -54,6 +55,16 @@ class State:
             del (host.small if swarm.small else host.versions)[swarm.id]
         del self.swarms[swarm.id]
         self.dirty.pop(swarm.id, None)
+
+    def look(self, host: Host) -> None:
+        """Note whether a host that is there has free slots."""
+        for hosts in (self.open, self.open_for_brief):
+            hosts.look(host)
+
+    def gone(self, host_id: str) -> None:
+        """Note that a host is there no longer."""
+        for hosts in (self.open, self.open_for_brief):
+            hosts.gone(host_id)
 
     def touch(self, swarm: Swarm) -> None:
         """Let the next pass look at a swarm."""
@@ -97,7 +108,7 @@ class State:
                 flight.parent.riding[flight] = None
             else:
                 flight.parent.uploading[flight] = None
-                self.open.look(flight.parent)
+                self.look(flight.parent)
         self.arm(swarm, child, now + self.silence(flight))
 
     def stop(self, flight: Flight, index: int) -> None:
@@ -116,7 +127,7 @@ class State:
             was_saturated = parent.saturated
             del parent.uploading[flight]
             if was_saturated:
-                self.open.look(parent)
+                self.look(parent)
                 self.freed[parent.id] = None
         self.touch(swarm)
 

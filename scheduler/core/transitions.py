@@ -37,7 +37,7 @@ def host_joined(state: State, hello: Hello, now: float) -> None:
     """Take in a host; an earlier session of it is over."""
     host_left(state, hello.host_id, now)
     host = state.hosts[hello.host_id] = Host(hello)
-    state.open.look(host)
+    state.look(host)
     if hello.seed:
         state.seeds[host.id] = host
         _reconsider_the_origin(state)
@@ -52,7 +52,7 @@ def host_left(state: State, host_id: str, now: float) -> None:
         _reconsider_the_origin(state)
     for flight in (*host.uploading, *host.riding):
         state.stop_all(flight)
-    state.open.gone(host_id)
+    state.gone(host_id)
     for version_id in (*host.versions, *host.small):
         swarm = state.swarms[version_id]
         peer = swarm.peers[host_id]
@@ -117,6 +117,8 @@ def wanted(state: State, host: Host, want: Want, now: float) -> list[Command]:
         peer.cold = bool(pieces - swarm.tradeable)
     if want.checksum:
         swarm.checkers[host.id] = None
+    if want.spans or not want.checksum:
+        swarm.prioritise(peer, want.priority)
     swarm.want(peer, pieces)
     if want.source is not None and peer.missing:
         # The host has just proved to itself that this works.

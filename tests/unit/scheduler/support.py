@@ -22,6 +22,7 @@ from p2p.control import (
     Want,
 )
 from p2p.pieces import MIB, Bitmap, PieceLayout, Span
+from p2p.urgency import DEFAULT_PRIORITY
 from p2p.versions import ValidatorKind, Version
 from scheduler.core.messages import (
     Announced,
@@ -137,10 +138,17 @@ class Fleet:
         return self.apply(Announced(host_id, Holdings(holdings)))
 
     def want(
-        self, host_id: str, version: Version, spans: tuple[Span, ...] | None = None, *, source: bool = True
+        self,
+        host_id: str,
+        version: Version,
+        spans: tuple[Span, ...] | None = None,
+        *,
+        source: bool = True,
+        priority: int = DEFAULT_PRIORITY,
     ) -> list[Command]:
         spans = everything(version) if spans is None else spans
-        return self.apply(Wanted(host_id, Want(version, spans, source_of(host_id) if source else None)))
+        want = Want(version, spans, source_of(host_id) if source else None, priority=priority)
+        return self.apply(Wanted(host_id, want))
 
     def land(self, host_id: str, version: Version, *indices: int, flavour: str = "") -> list[Command]:
         """Let assigned pieces land, as the host would report them."""
