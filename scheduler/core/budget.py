@@ -16,6 +16,7 @@ from math import exp, inf
 
 from p2p.budgets import LEASE_SECONDS, Budget
 from p2p.control import Allowance, OriginLoad
+from p2p.urgency import kept_for_brief
 from scheduler.core.sharing import deal, max_min
 
 TURN_SECONDS = 2.0
@@ -322,7 +323,10 @@ def _share_out(origin: _Origin, now: float) -> None:
 
 
 def _connections(total: int, asking: list[_Claim], now: float) -> list[int]:
-    """Return everybody's connections: one each by turns, then what seeds want, then what the others want."""
+    """Return everybody's connections: one each by turns, then what seeds want, then what the others want.
+
+    Of what is left after the first a few are kept: who comes with a check must not wait for who has many.
+    """
     if len(asking) > total:
         for claim in asking:
             if claim.holding_since is not None and now >= claim.holding_since + TURN_SECONDS:
@@ -338,6 +342,7 @@ def _connections(total: int, asking: list[_Claim], now: float) -> list[int]:
         return sum(given)
 
     left -= give(left, (1 for _ in order))
+    left = max(0, left - kept_for_brief(total))
     for seed in (True, False):
         left -= give(left, (asking[i].wanted - shares[i] if asking[i].seed is seed else 0 for i in order))
     give(left // _SPARE_PART, (total for _ in order))

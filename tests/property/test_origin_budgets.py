@@ -181,17 +181,17 @@ def connections(allowances: dict[str, Allowance]) -> dict[str, int | None]:
 
 def test_who_wants_little_gets_it_and_the_others_share_the_rest() -> None:
     whole = Budget(connections=20)
-    assert connections(fleet({"a": 2, "b": 30, "c": 30}, whole=whole)) == {"a": 2, "b": 9, "c": 9}
+    assert connections(fleet({"a": 2, "b": 30, "c": 30}, whole=whole)) == {"a": 2, "b": 9, "c": 8}, "one is kept"
 
 
 def test_a_scheduler_shares_out_its_part_of_the_budget_and_at_least_one_connection() -> None:
-    assert connections(fleet({"a": 30, "b": 30}, whole=Budget(connections=20), part=0.5)) == {"a": 5, "b": 5}
+    assert connections(fleet({"a": 30, "b": 30}, whole=Budget(connections=20), part=0.5)) == {"a": 5, "b": 4}
     assert connections(fleet({"a": 30}, whole=Budget(connections=2), part=0.25)) == {"a": 1}
 
 
 def test_seeds_come_first_once_everybody_has_one() -> None:
     whole = Budget(connections=20)
-    assert connections(fleet({"a": 30, "seed": 14, "b": 30}, whole=whole)) == {"a": 3, "seed": 14, "b": 3}
+    assert connections(fleet({"a": 30, "seed": 14, "b": 30}, whole=whole)) == {"a": 3, "seed": 14, "b": 2}
 
 
 def test_the_rates_are_used_up_and_seeds_have_most_of_them() -> None:
