@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from bench.report import ChartsUnavailableError, write_json
+from bench.sim.files import FilesRecord, SimulatedFiles
 from bench.sim.policies import RarestFirst, Tree
 from bench.sim.record import Record
 from bench.sim.report import Run, draw, table
@@ -31,6 +32,9 @@ _POLICIES: dict[str, Callable[[Scenario], Record]] = {
 def main(
     nodes: Annotated[int, typer.Option(min=1, help="How many nodes read the file.")] = 64,
     size: Annotated[str, typer.Option(help="Size of the file, as 10GiB.")] = "1GiB",
+    files: Annotated[
+        int, typer.Option(min=0, help="Let each node read so many small files of that size, one after the other.")
+    ] = 0,
     rate: Annotated[str, typer.Option(help="Of every uplink and downlink, as 10gbit (bits a second).")] = "10gbit",
     rtt: Annotated[str, typer.Option(help="Round trip between any two hosts, as 1ms.")] = "1ms",
     seeds: Annotated[int, typer.Option(min=1, help="Seed peers, with the same links as a node.")] = 1,
@@ -93,6 +97,9 @@ def main(
             cost=CostModel().scaled(scheduler_cost),
             seed=seed,
         )
+        if files:
+            _show_files(SimulatedFiles(scenario, files).run(), scenario, json)
+            return
         runs = [_timed(name, scenario) for name in _chosen(policy)]
     except (ConfigError, SimulationError) as error:
         typer.echo(f"error: {error}", err=True)
@@ -125,6 +132,16 @@ def main(
             typer.echo(f"error: {run.policy}, seed {seed}: node {number} failed: {reason}", err=True)
     if any(run.record.failed for run in runs):
         raise typer.Exit(1)
+
+
+def _show_files(record: FilesRecord, scenario: Scenario, json: Path) -> None:
+    """Print and write what many small files cost."""
+    figures = record.figures()
+    typer.echo(f"{record.nodes} nodes, {record.files} files of {scenario.size} bytes each, one after the other")
+    for name, value in figures.items():
+        typer.echo(f"  {name}: {value:.6g}")
+    write_json(json, {"scenario": asdict(scenario), "files": figures})
+    typer.echo(f"wrote {json}")
 
 
 def _chosen(names: list[str] | None) -> list[str]:
