@@ -242,11 +242,16 @@ class SimulatedHost:
     def announce(self, index: int) -> None:
         """Tell the followers of a piece's stripe that it has landed."""
         heard: ParentHas | None = None
+        clock, half, jitter, draw = self._clock, self._half_trip, self._jitter, self._draw
         for watching in self.followers:
             if index % watching.of in watching.stripes:
                 if heard is None:
                     heard = ParentHas(self.id, self._swarm.alone[index])
-                self._announce(watching, heard)
+                at = clock.now + half * (1 + jitter * draw())
+                if at < watching.through:
+                    at = watching.through
+                watching.through = at
+                clock.at(at, watching.child.hear_parent, watching, heard)
 
     def _announce(self, watching: Watching, heard: ParentHas) -> None:
         at = self._clock.now + self._half_trip * (1 + self._jitter * self._draw())

@@ -106,8 +106,6 @@ class Network:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.settled = 0
-        """How many offers were computed."""
 
     def start(
         self,
@@ -147,7 +145,6 @@ class Network:
         while changed:
             link = next(iter(changed))
             del changed[link]
-            self.settled += 1
             old, new = link.offer, link.fair_offer()
             if fresh:
                 fresh -= 1
@@ -232,7 +229,6 @@ class EvenNetwork(Network):
     def _settle(self, links: tuple[Link, ...]) -> None:
         for link in links:
             link.offer = link.capacity / (len(link.flows) or 1)
-        self.settled += len(links)
         self._give_rates(links)
 
 

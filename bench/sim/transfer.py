@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bench.sim.network import Flow, Network
@@ -56,9 +57,14 @@ class Watching:
         """When the latest message arrives."""
 
     def pieces(self, count: int) -> Bitmap:
-        """Return all pieces of these stripes of a version of `count`."""
-        chosen = Bitmap(count)
-        for stripe in self.stripes:
-            for index in range(stripe, count, self.of):
-                chosen.add_piece(index)
-        return chosen
+        """Return all pieces of these stripes of a version of `count`; not to be changed, as others get the same."""
+        return _pieces(self.stripes, self.of, count)
+
+
+@lru_cache(maxsize=64)
+def _pieces(stripes: frozenset[int], of: int, count: int) -> Bitmap:
+    chosen = Bitmap(count)
+    for stripe in stripes:
+        for index in range(stripe, count, of):
+            chosen.add_piece(index)
+    return chosen
