@@ -28,7 +28,8 @@ from peer.store import Entry, Store
 log = logger(__name__)
 
 MAX_RUNNING = 4
-"""Fetches that run at the same time: enough that small objects' round trips overlap."""
+"""Fetches that run at the same time: enough that small objects' round trips overlap. Objects of one piece have as many
+places of their own, so that none waits until a model is here."""
 
 MAX_WAITING = 4096
 """Fetches that run or wait; more are refused, and the scheduler comes back with them."""
@@ -86,6 +87,7 @@ class Fetches:
         self._store = store
         self._scope = scope
         self._turns = asyncio.Semaphore(running)
+        self._turns_of_one_piece = asyncio.Semaphore(running)
         self._under_way: dict[str, tuple[_Fetch, asyncio.Task[None]]] = {}
         self._over: OrderedDict[str, _Fetch] = OrderedDict()
 
@@ -153,8 +155,9 @@ class Fetches:
             self._over.popitem(last=False)
 
     async def _run(self, fetch: _Fetch, source: Source) -> None:
+        one_piece = PieceLayout.of(fetch.version.length).count <= 1
         try:
-            async with self._turns:
+            async with self._turns_of_one_piece if one_piece else self._turns:
                 fetch.state = State.RUNNING
                 self._store.require_room(fetch.version.length)
                 with await self._store.entry(fetch.task, fetch.version) as entry:

@@ -8,7 +8,7 @@ import io
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -195,6 +195,22 @@ async def test_a_fetch_of_more_than_the_capacity_fails_at_once(tmp_path: Path) -
         assert (state.state, state.pieces_held) == (State.FAILED, 0)
         assert "more than the store's capacity" in state.error
         assert peer.store.stats().versions == 0
+
+
+async def test_a_fetch_of_one_piece_does_not_wait_until_a_model_is_here(tmp_path: Path) -> None:
+    tiny = replace(VERSION, length=4096, validator='"tiny"')
+    async with asyncio.timeout(20), running(tmp_path) as peer, TaskScope() as scope:
+        fetches = Fetches(peer.tasks, peer.store, scope, running=1)
+        peer.network.gate.clear()
+        for version in (VERSION, replace(VERSION, validator='"next"'), tiny):
+            fetches.begin(FetchRequest(TASK, version, SOURCE))
+        while len(peer.network.urgencies) < 2:  # noqa: ASYNC110  # nobody is told of it
+            await asyncio.sleep(0)
+        states = {row.version_id: row.state for row in fetches.states()}
+        assert (states[VERSION.id], states[tiny.id]) == (State.RUNNING, State.RUNNING)
+        assert list(states.values()).count(State.PENDING) == 1
+        for version_id in states:
+            fetches.cancel(version_id)
 
 
 async def test_a_removal_ends_the_fetch(tmp_path: Path) -> None:
