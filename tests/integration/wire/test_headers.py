@@ -43,7 +43,7 @@ def test_tag_and_application(store: RawOrigin, proxy: str) -> None:
     assert task_of(proxy, url, X_Dragonfly_Tag="blue") == tagged
 
 
-@pytest.mark.parametrize("priority", ["0", "6"])
+@pytest.mark.parametrize("priority", ["0", "6", "8", "high"])
 def test_priority_is_taken_and_goes_no_further(store: RawOrigin, signed: str, proxy: str, priority: str) -> None:
     answer = fetch(signed, proxy=proxy, headers={"X-Dragonfly-Priority": priority})
     assert (answer.status, answer.body == CONTENT) == (200, True)
