@@ -24,6 +24,7 @@ from p2p.errors import BadRequestError, ConfigError
 from p2p.identity import parse_filters
 from p2p.native import is_prefix
 from p2p.registry import parse_upstream
+from p2p.urgency import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY
 
 T = TypeVar("T")
 
@@ -315,6 +316,9 @@ def get(
     ] = None,
     tag: Annotated[str, typer.Option(help="Keeps equal URLs with different tags apart.")] = "",
     application: Annotated[str, typer.Option(help="Keeps equal URLs of different applications apart.")] = "",
+    priority: Annotated[
+        int, typer.Option(min=LOWEST_PRIORITY, max=HIGHEST_PRIORITY, help="How urgent it is; 7 is the most urgent.")
+    ] = DEFAULT_PRIORITY,
     proxy: Annotated[
         Address, typer.Option(parser=_parsed(parse_proxy), metavar="HOST:PORT", help="The local peer's proxy.")
     ] = Address("127.0.0.1", 65001),
@@ -345,6 +349,7 @@ def get(
         filters=parse_filters(filter or ()),
         tag=tag,
         application=application,
+        priority=priority,
         stall_seconds=stall,
     )
     raise typer.Exit(run_get(settings, jobs=jobs if recursive or is_prefix(url) else None))

@@ -28,6 +28,7 @@ from p2p.native import Location, bucket_of, is_native, native_name, parse_native
 from p2p.pagecache import WRITE_BYTES
 from p2p.ranges import ByteRange, parse_content_range
 from p2p.stores import Store
+from p2p.urgency import DEFAULT_PRIORITY
 
 _LONGEST_NAME = 255 - len("..damselfly.json")
 
@@ -49,7 +50,8 @@ class GetSettings:
 
     `url` is an http(s) URL, to be asked as it is, or a native name. With a `store` it is a plain URL that the fleet's
     own credentials are to open, as they do a native name.
-    `api` is the same peer's HTTP port, where the sources of the bytes are shown; without it that part is missing.
+    `priority` is from 0 to 7, the most urgent. `api` is the same peer's HTTP port, where the sources of the bytes are
+    shown; without it that part is missing.
     """
 
     url: str = field(repr=False)
@@ -61,6 +63,7 @@ class GetSettings:
     filters: tuple[str, ...] = ()
     tag: str = ""
     application: str = ""
+    priority: int = DEFAULT_PRIORITY
     stall_seconds: float = 120.0
     store: Store | None = None
 
@@ -208,6 +211,7 @@ class Transfer:
             ("X-Dragonfly-Filter", "&".join(settings.filters)),
             ("X-Dragonfly-Tag", settings.tag),
             ("X-Dragonfly-Application", settings.application),
+            ("X-Dragonfly-Priority", str(settings.priority)),
             ("X-Damselfly-Store", self._store or ""),
         )
         fields = [

@@ -92,6 +92,7 @@ async def test_the_request_is_absolute_and_byte_for_byte(proxy: RawOrigin, tmp_p
         filters=("a", "b"),
         tag="blue",
         application="triton",
+        priority=7,
     )
     request = proxy.requests[0]
     assert request.target == URL
@@ -99,6 +100,7 @@ async def test_the_request_is_absolute_and_byte_for_byte(proxy: RawOrigin, tmp_p
     assert request.field("X-Dragonfly-Use-P2P") == "true"
     assert request.field("X-Dragonfly-Filter") == "a&b"
     assert (request.field("X-Dragonfly-Tag"), request.field("X-Dragonfly-Application")) == ("blue", "triton")
+    assert request.field("X-Dragonfly-Priority") == "7"
     assert request.field("Authorization") == "Bearer mine"
     assert [value for name, value in request.fields if name.lower() == "user-agent"] == ["me"]
     assert request.field("Range") is None
