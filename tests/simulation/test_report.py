@@ -13,6 +13,7 @@ from bench.sim.policies import Policy, RarestFirst, Tree
 from bench.sim.record import Record
 from bench.sim.report import Run, percentile
 from bench.sim.scenario import Scenario, parse_rate
+from bench.sim.swarm import SimulatedSwarm
 from p2p.errors import ConfigError
 from p2p.pieces import GIB, MIB
 
@@ -33,6 +34,18 @@ def test_one_node_takes_as_long_as_its_link_and_the_pauses_between_pieces(policy
     scenario = Scenario(nodes=1, size=GIB, rate=1.25e8, arrival_seconds=0.0)
     record = policy(scenario).run()
     assert record.completed[1] == pytest.approx(scenario.single_node_seconds, rel=0.02)
+
+
+def test_slow_uplinks_are_given_to_their_share_of_nodes_and_bound_what_can_be() -> None:
+    half = Scenario(nodes=12, size=128 * MIB, rate=1.25e8, slow_uplinks=0.5, slow_uplink_rate=1.25e7)
+    assert half.bound_seconds == pytest.approx(12 * half.size / (7 * 1.25e8 + 6 * 1.25e7))
+    assert SMALL.bound_seconds == SMALL.single_node_seconds
+    swarm = SimulatedSwarm(half)
+    record = swarm.run()
+    uplinks = sorted(host.uplink.capacity for host in swarm.hosts.values())
+    assert uplinks == [1.25e7] * 6 + [1.25e8] * 7
+    assert {host.downlink.capacity for host in swarm.hosts.values()} == {1.25e8}
+    assert Run("damselfly", half, record, 1.0).figures()["p99_over_bound"] > 0.5
 
 
 def test_the_lower_bound_is_that_of_the_formula() -> None:
