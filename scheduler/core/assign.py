@@ -175,7 +175,8 @@ def origin_part(swarm: Swarm, seeds: Mapping[str, Host], *, limits: Limits, now:
     if not fetchers:
         return None
     fair_parts = -(-swarm.size // (len(fetchers) * limits.part_pieces))
-    depth = min(limits.origin_depth, fair_parts * limits.part_pieces)
+    # Less for each of several: what a slow one has not been assigned yet others can take over.
+    depth = min(limits.origin_depth // min(2, len(fetchers)), fair_parts * limits.part_pieces)
     own = _own_pieces(swarm.size, fetchers, limits)
     able = [
         (fetcher, pieces)

@@ -36,8 +36,9 @@ class Limits:
     """The window above a child's first obtainable piece within which the rarest piece goes first."""
     part_pieces: int = 4
     """Pieces of one part at the most."""
-    origin_depth: int = 64
-    """Pieces of one version assigned to one host from the origin at a time."""
+    origin_depth: int = 128
+    """Pieces of one version assigned to one host from the origin at a time: a second's worth at a GB/s and more, so
+    that no connection waits for the next."""
     parent_silence: float = 3.0
     """Seconds without progress after which a child's pieces are taken from a parent, beside the time of a piece."""
     origin_silence: float = 10.0

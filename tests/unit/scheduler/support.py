@@ -83,7 +83,7 @@ class Fleet:
     """A core that has settled, without trees unless told; keeps what was assigned, and answers for the journal."""
 
     def __init__(self, seed: int = 0, limits: Limits | None = None) -> None:
-        self.core = SchedulerCore(random=Random(seed), limits=limits or Limits(settle=0.0, stripes=0))
+        self.core = SchedulerCore(random=Random(seed), limits=limits or Limits(settle=0.0, stripes=0, origin_depth=64))
         self.now = 0.0
         self.assigned: dict[str, dict[tuple[Version, int], str]] = {}
         self.sent: list[Sent] = []
