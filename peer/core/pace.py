@@ -28,8 +28,8 @@ RETRY_AFTER_WINDOWS = 5
 LONGEST_RETRY_WINDOWS = 40
 
 REQUEST_SECONDS = 1.0
-"""How long a request is to take: some twenty times what a store's first byte does, and so few requests that their heads,
-leave and reports do not count."""
+"""How long a request is to take: some twenty times what a store's first byte does, and so few that their heads, leave
+and reports do not count."""
 
 FIRST_REQUEST_BYTES = 16 * MIB
 """What one request asks for, more or less, as long as no rate is known."""
