@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from p2p.control import ORIGIN, SMALL_BYTES, Dropped, FailureReason
+from p2p.urgency import extra_for_brief
 from p2p.versions import Version
 from scheduler.core.messages import Command, DroppedPieces, HostLeft
 from scheduler.core.model import Limits
@@ -54,11 +55,11 @@ def test_no_slot_is_needed() -> None:
 def test_one_byte_more_takes_a_slot() -> None:
     larger = Version(SMALL.task_id, SMALL_BYTES + 1, SMALL.kind, '"larger"')
     fleet = holders("p", version=larger, slots=1)
-    fleet.join("a", slots=0)
-    fleet.join("b", slots=0)
-    assert parent_of(fleet.want("a", larger)) == "p"
-    assert sends(fleet.want("b", larger)) == []
-    assert [sent.host_id for sent in sends(fleet.land("a", larger, 0))] == ["b"]
+    places = 1 + extra_for_brief(1)
+    assert children(fleet, places, larger) == ["p"] * places
+    fleet.join("late", slots=0)
+    assert sends(fleet.want("late", larger)) == []
+    assert [sent.host_id for sent in sends(fleet.land("c0", larger, 0))] == ["late"]
 
 
 def test_children_are_spread_over_the_holders() -> None:
