@@ -55,6 +55,7 @@ from scheduler.core.state import SchedulerCore
 from tests.unit.scheduler.support import Fleet, digest_of, everything, holding_of, small_version, source_of, version_of
 
 HOSTS = st.sampled_from(["a", "b", "c", "d", "s", "t"])
+PRIORITIES = st.sampled_from([0, 6, 7])
 VERSIONS = st.sampled_from([version_of(7, "seven"), version_of(3, "three"), small_version()])
 FLAVOURS = st.sampled_from(["", "", "", "other"])
 JOURNAL = "the journal"
@@ -139,10 +140,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.do(HostLeft(host))
         self.parts = [entry for entry in self.parts if entry[0] != host]
 
-    @rule(host=HOSTS, version=VERSIONS, span=spans(), with_source=st.booleans())
-    def want(self, host: str, version: Version, span: tuple[int, int], with_source: bool) -> None:
+    @rule(host=HOSTS, version=VERSIONS, span=spans(), with_source=st.booleans(), priority=PRIORITIES)
+    def want(self, host: str, version: Version, span: tuple[int, int], with_source: bool, priority: int) -> None:
         source = source_of(host) if with_source else None
-        self.do(Wanted(host, Want(version, (self.clip(version, span),), source)))
+        self.do(Wanted(host, Want(version, (self.clip(version, span),), source, priority=priority)))
+
+    @rule(host=HOSTS, version=VERSIONS, priority=PRIORITIES)
+    def become_more_or_less_urgent(self, host: str, version: Version, priority: int) -> None:
+        self.do(Wanted(host, Want(version, (), None, priority=priority)))
 
     @rule(host=HOSTS, version=VERSIONS)
     def unwant(self, host: str, version: Version) -> None:
@@ -234,7 +239,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         version_id = self.unread.pop(0)
         digests = {}
         if known:
-            version = next(v for v in (version_of(7, "seven"), version_of(3, "three")) if v.id == version_id)
+            version = next(
+                v for v in (version_of(7, "seven"), version_of(3, "three"), small_version()) if v.id == version_id
+            )
             digests = {index: digest_of(version, index) for index in range(3)}
             for index, digest in digests.items():
                 self.word(version_id, index, digest).add(JOURNAL)
