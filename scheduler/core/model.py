@@ -83,10 +83,11 @@ class Host:
     """What it is sending: one upload slot each."""
     versions: dict[str, None] = field(default_factory=dict)
     """The versions of which it has a peer; those to which it gave a freed slot last come last."""
-    riding: dict[Flight, None] = field(default_factory=dict)
-    """What it is sending of small versions, or was a moment ago: none of these takes a slot."""
-    small: dict[str, None] = field(default_factory=dict)
-    """The small versions of which it has a peer; they are not in `versions`, for no freed slot matters to them."""
+    riding: dict[Flight, None] | None = None
+    """What it is sending of small versions, or was a moment ago: none of these takes a slot. None: nothing yet."""
+    small: dict[str, None] | None = None
+    """The small versions of which it has a peer; they are not in `versions`, for no freed slot matters to them. None:
+    there was none yet."""
     turns: int = 0
     """How many freed slots it has given."""
 

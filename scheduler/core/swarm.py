@@ -106,7 +106,12 @@ class Swarm:
             self.peers[host.id] = peer
             if host.hello.seed:
                 self.seeds[host.id] = peer
-            (host.small if self.small else host.versions)[self.id] = None
+            if not self.small:
+                host.versions[self.id] = None
+            elif host.small is None:
+                host.small = {self.id: None}
+            else:
+                host.small[self.id] = None
             if self.gives(host) and self._seen == self._changes():
                 self._open.append(peer)
         return peer

@@ -52,7 +52,7 @@ class State:
         """Forget a swarm of which nobody holds, wants or fetches anything."""
         for peer in swarm.peers.values():
             host = peer.host
-            del (host.small if swarm.small else host.versions)[swarm.id]
+            del ((host.small or {}) if swarm.small else host.versions)[swarm.id]
         del self.swarms[swarm.id]
         self.dirty.pop(swarm.id, None)
 
@@ -105,6 +105,8 @@ class State:
                 swarm.origin_assigned(index)
         if flight.parent is not None:
             if swarm.small:
+                if flight.parent.riding is None:
+                    flight.parent.riding = {}
                 flight.parent.riding[flight] = None
             else:
                 flight.parent.uploading[flight] = None
@@ -122,6 +124,7 @@ class State:
         if parent is None:
             swarm.origin_over(index)
         elif not flight.pieces and swarm.small:
+            assert parent.riding is not None
             del parent.riding[flight]
         elif not flight.pieces:
             was_saturated = parent.saturated
@@ -138,7 +141,7 @@ class State:
 
     def withdraw(self, swarm: Swarm, peer: Peer, pieces: Bitmap) -> None:
         """End the flights that bring these pieces from a peer that no longer gives them."""
-        sending = peer.host.riding if swarm.small else peer.host.uploading
+        sending = (peer.host.riding or {}) if swarm.small else peer.host.uploading
         for flight in [flight for flight in sending if flight.swarm is swarm]:
             for index in [index for index in sorted(flight.pieces) if index in pieces]:
                 self.stop(flight, index)
