@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from bench.reader import ReadError
 
-_LOOK_SECONDS = 0.02
-"""How often a seed is asked how far it is: what is measured takes seconds, and each look costs the seed CPU time."""
+_LOOK_SECONDS = (0.01, 0.25)
+"""How long it takes at the least and at the most until a seed is asked again how far it is. In between it is a third of
+what it will yet need at its rate so far: what is measured takes seconds, and each look costs the seed CPU time."""
 _ANSWER_SECONDS = 60.0
 
 
@@ -88,6 +89,8 @@ class Fetch:
 
 def wait_complete(fetches: Sequence[Fetch], deadline: float, *, share: float = 1.0) -> None:
     """Return when every host holds that share of its object's pieces. Raises ReadError at `deadline` (monotonic)."""
+    shortest, longest = _LOOK_SECONDS
+    began = time.monotonic()
     waiting = list(fetches)
     while waiting:
         held = [(fetch, fetch.progress()) for fetch in waiting]
@@ -98,7 +101,9 @@ def wait_complete(fetches: Sequence[Fetch], deadline: float, *, share: float = 1
         if waiting and time.monotonic() > deadline:
             raise ReadError("the seed did not get the whole object within the deadline")
         if waiting:
-            time.sleep(_LOOK_SECONDS)
+            done = min(now.pieces_held / max(1.0, now.pieces * share) for fetch, now in held if fetch in waiting)
+            left = (time.monotonic() - began) * (1 - done) / max(done, 0.01)
+            time.sleep(min(max(shortest, left / 3), longest))
 
 
 def counter(admin: str, name: str) -> int:
