@@ -42,6 +42,8 @@ LEAST_BYTES = 8 * 1024 * 1024
 """With less there would not be a piece for each seed, and nothing left when the wall comes."""
 
 _RUN_SECONDS = 180.0
+_WRITTEN_A_SECOND = 1e9
+"""Bytes that one reader may write in a second."""
 _WARM_UP_BYTES = 8 * 1024 * 1024
 _ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -82,7 +84,14 @@ class Field:
 
     def run(self, name: str, size: int) -> Sample | None:
         """Do one timed read of a fresh object; None if it needs a program that is not installed."""
-        made = self._fresh(size, copies=2 if name == "two seeds" else 1)
+        copies = 2 if name == "two seeds" else 1
+        self._reserve.fill(copies * size)
+        made = self.origin.create(f"models/{uuid.uuid4()}/1/model.bin", size)
+        self.origin.reset()
+        with self._reserve.releasing(copies * size, copies * _WRITTEN_A_SECOND):
+            return self._read(name, made, size)
+
+    def _read(self, name: str, made: RemoteObject, size: int) -> Sample | None:
         match name:
             case "raw":
                 seconds = read_parallel(made.url, size, connections=RAW_CONNECTIONS)
@@ -102,13 +111,6 @@ class Field:
             case "wall":
                 return self._by_seeds(name, made, self._seeds(self._one), wall=True)
         return self._by_program(name, made)
-
-    def _fresh(self, size: int, *, copies: int) -> RemoteObject:
-        self._reserve.fill(copies * size)
-        made = self.origin.create(f"models/{uuid.uuid4()}/1/model.bin", size)
-        self.origin.reset()
-        self._reserve.release(copies * size)
-        return made
 
     def _sample(self, name: str, seconds: float, size: int) -> Sample:
         return Sample(name, seconds, size, self.origin.stats(), self.origin.windows())
