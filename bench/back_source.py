@@ -44,7 +44,9 @@ LEAST_BYTES = 8 * 1024 * 1024
 _RUN_SECONDS = 180.0
 _WRITTEN_A_SECOND = 1e9
 """Bytes that one reader may write in a second."""
-_WARM_UP_BYTES = 8 * 1024 * 1024
+_WARM_UP_BYTES = 512 * 1024 * 1024
+"""So much that a seed knows how many connections this origin is worth: each of its downloads begins with what the last
+one found."""
 _ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -229,7 +231,7 @@ def measure(
         progress("warm-up")
         for name in ("one seed", "two seeds"):
             # Imports, threads and connections that a daemon makes once are not what is measured.
-            ground.run(name, _WARM_UP_BYTES)
+            ground.run(name, min(size, _WARM_UP_BYTES))
         for number in range(1, rounds + 1):
             for name in NAMES:
                 progress(f"round {number} of {rounds}: {name}")

@@ -39,6 +39,11 @@ _BURST_SECONDS = 0.010
 _LEAST_BURST_BYTES = 64 * 1024
 """As large as the packets that the kernel hands to a link; with less it would have to cut each of them."""
 _QUEUE_SECONDS = 0.100
+_CONGESTION_CONTROL = "reno"
+"""The one that every kernel lets a namespace have; over a link like these the default, cubic, is no faster than it
+(RFC 9438, section 4.3). Figures must not depend on what else this machine has: a new flow of BBR stays slow for seconds
+when its acknowledgements wait in a full queue."""
+_CONGESTION_SETTING = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _COMMAND_SECONDS = 30.0
 
 
@@ -141,6 +146,7 @@ class Network:
             nodes = [name for name in self.plan.places if name != CONTROL]
             for name in self.plan.places:
                 _batch("ip", f"{self._prefix}-{name}", self.plan.place_lines(name))
+                self._control_congestion(name)
             for name in nodes:
                 _batch("tc", f"{self._prefix}-{name}", [f"qdisc add dev {_DEVICE} root {shape}"])
             _batch("tc", switch, [f"qdisc add dev {self.plan.port(name)} root {shape}" for name in nodes])
@@ -151,6 +157,15 @@ class Network:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def _control_congestion(self, name: str) -> None:
+        with self.inside(name):
+            try:
+                _CONGESTION_SETTING.write_text(_CONGESTION_CONTROL)
+            except OSError as error:
+                raise NetworkError(
+                    f"cannot have TCP use {_CONGESTION_CONTROL} in a namespace: {error.strerror}"
+                ) from error
 
     def command(self, name: str) -> tuple[str, ...]:
         """Return the words that, before a command, run it in a place."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from p2p.pieces import MIB
 
-LOWEST, HIGHEST = 8, 16
+LOWEST, HIGHEST = 4, 16
 """Between how many connections the number is tried out."""
 
 WINDOW_SECONDS = 0.15
