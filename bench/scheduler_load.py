@@ -144,15 +144,15 @@ class _Load:
 
     async def _speak(self, session: _Session, member: Member, wake: asyncio.Event) -> None:
         while True:
-            at = member.next_at()
-            if at is None:
-                at = time.perf_counter() + _HEARTBEAT_SECONDS
+            at = time.perf_counter() + _HEARTBEAT_SECONDS
+            if (news_at := member.next_at()) is not None:
+                at = min(at, news_at)
             wake.clear()
             try:
                 async with asyncio.timeout(max(0.0, at - time.perf_counter())):
                     await wake.wait()
             except TimeoutError:
-                if member.next_at() is None:
+                if at != news_at:
                     await session.say(None)
             for progress in member.advance(time.perf_counter()):
                 if self._counting:
