@@ -51,7 +51,7 @@ class Span:
 
 
 @lru_cache(maxsize=4096)
-def single(index: int) -> Span:
+def one_piece(index: int) -> Span:
     """Return the span of one piece; the same object again and again, as one is needed for each piece that lands."""
     return Span(index, index + 1)
 

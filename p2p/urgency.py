@@ -19,6 +19,7 @@ PATIENT_TURN = 4
 """Every so many-th turn goes to whoever has waited longest, urgent or not: so everybody gets on."""
 
 _KEPT_PART = 16
+_EXTRA_PART = 8
 _FEWEST_TO_KEEP_OF = 3
 
 
@@ -43,7 +44,7 @@ def extra_for_brief(count: int) -> int:
 
     For what is not used up by one more at a time, so that large ones need not do without.
     """
-    return max(1, count // 8) if count else 0
+    return max(1, count // _EXTRA_PART) if count else 0
 
 
 class Turns:

@@ -94,7 +94,7 @@ class Reader:
         download: Download | None,
         source: Source,
         demand: Demand | None,
-        priority: int = DEFAULT_PRIORITY,
+        priority: int,
     ) -> None:
         self.entry = entry
         self.wanted = wanted

@@ -210,10 +210,7 @@ class Network:
             clock.at(flow.due, self._look, flow, flow.due)
             flow.arrived(position - 1)
             return
-        flow.due = inf
-        for link in links:
-            del link.flows[flow]
-        self._settle(links)
+        self.stop(flow)
         flow.arrived(position - 1)
         if flow.ended is not None:
             flow.ended()

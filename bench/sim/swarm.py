@@ -14,7 +14,7 @@ from bench.sim.scenario import Scenario, network_of
 from bench.sim.scheduler import SimulatedScheduler
 from p2p.control import Source
 from p2p.errors import DamselflyError
-from p2p.pieces import single
+from p2p.pieces import one_piece
 from p2p.stores import Store
 from p2p.versions import ValidatorKind, Version
 
@@ -40,7 +40,7 @@ class SimulatedSwarm:
         self.sizes = [scenario.layout.size(index) for index in pieces]
         """The length of each piece in bytes."""
         self.digests = [digest_of(index) for index in pieces]
-        self.alone = [(single(index),) for index in pieces]
+        self.alone = [(one_piece(index),) for index in pieces]
         """Each piece as the spans of an announcement."""
         self.sizes_alone = [(size,) for size in self.sizes]
         """The length of each piece as those of a flow."""

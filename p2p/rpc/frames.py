@@ -22,7 +22,7 @@ FRAME_MESSAGES = 256
 """So many messages share a frame at the most."""
 
 FRAME_BYTES = 1024 * 1024
-"""Messages share a frame until it has so many bytes: well below what either side takes, also with a long last one."""
+"""Messages share a frame of so many bytes at the most, well below what either side takes; a longer one goes alone."""
 
 _Proto = TypeVar("_Proto", pb.PeerMessage, pb.SchedulerMessage)
 

@@ -38,7 +38,7 @@ from p2p.control import (
     Unwant,
     Want,
 )
-from p2p.pieces import Bitmap, PieceLayout, single
+from p2p.pieces import Bitmap, PieceLayout, one_piece
 from p2p.urgency import LOWEST_PRIORITY, Urgency
 from p2p.versions import Version
 from peer.core.bits import bitmap_of, bits_of, bits_of_bitmap, spans_of_bits
@@ -307,7 +307,7 @@ class DownloadCore:
             self._followings.leave(commands)
         if self._scheduler:
             digests = (event.digest,) if flight.source is not None else ()
-            landed = Landed(single(index), flight.parent_id, digests)
+            landed = Landed(one_piece(index), flight.parent_id, digests)
             commands.append(Tell(Progress(self.version.id, (landed,)), soon=not flight.followed))
         return flight
 

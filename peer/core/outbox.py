@@ -29,7 +29,7 @@ class Timers(Protocol):
 
 
 class Outbox(Generic[T]):
-    """Messages that wait; `ready` is called when some are to be taken, again and again until they are."""
+    """Messages that wait; `ready` is called when some are to be taken, perhaps more than once before they are."""
 
     def __init__(self, timers: Timers, ready: Callable[[], object]) -> None:
         self._timers = timers

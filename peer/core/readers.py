@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from p2p.control import FailureReason, Source
 from p2p.pieces import Span
-from p2p.urgency import DEFAULT_PRIORITY, LOWEST_PRIORITY
+from p2p.urgency import LOWEST_PRIORITY
 from peer.core.bits import bits_of, lowest
 
 _SOURCE_IS_USELESS = frozenset({FailureReason.ORIGIN_REFUSED, FailureReason.VERSION_CHANGED})
@@ -42,7 +42,7 @@ class Readers:
         """Whether all readers together asked for no more than one piece."""
         return self.pieces.bit_count() == 1
 
-    def come(self, reader: int, spans: tuple[Span, ...], priority: int = DEFAULT_PRIORITY) -> None:
+    def come(self, reader: int, spans: tuple[Span, ...], priority: int) -> None:
         """Add a reader."""
         self._bits[reader] = bits_of(spans)
         self._priorities[reader] = priority

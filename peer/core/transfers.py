@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2p.control import ORIGIN, Assignment, Source
-from p2p.pieces import MIB, PieceLayout, Span, single
+from p2p.pieces import MIB, PieceLayout, Span, one_piece
 from peer.core.bits import bits_of, lowest
 from peer.core.flights import Flight, Flights
 from peer.core.following import FollowedParent, Followings
@@ -83,7 +83,7 @@ class Transfers:
             ready = followings.choice(parent, wanted & ~(flights.pieces | plans.planned | plans.due))
             if not ready:
                 return
-            span = single(self._readers.first(ready))
+            span = one_piece(self._readers.first(ready))
             assigned = followings.known and bool(ready & parent.own)
             transfer = flights.take_off(span, parent_id, None, assigned=assigned, followed=True)
             commands.append(StartTransfer(transfer, span, parent_id, parent.address))

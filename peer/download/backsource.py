@@ -21,7 +21,7 @@ from p2p.errors import (
 from p2p.identity import origin_key, redact
 from p2p.stores import Store
 from p2p.telemetry import REGISTRY
-from p2p.urgency import ORDINARY, Urgency
+from p2p.urgency import Urgency
 from p2p.versions import Version
 from peer.download.connection import ExchangeError, Limits, Progress, StalledError
 from peer.download.contract import Signer
@@ -100,7 +100,7 @@ class BackSource:
         version: Version,
         source: Source,
         on_overload: Callable[[], None] | None,
-        urgency: Urgency = ORDINARY,
+        urgency: Urgency,
     ) -> None:
         """Land all that remains. `on_overload` is called whenever the origin answers 429 or 503.
 

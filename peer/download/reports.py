@@ -69,7 +69,7 @@ class Reports:
         self._send = send
         self._timers = timers
         self._small = entry.version.length <= SMALL_BYTES
-        self._whole = entry.landed.size == 1
+        self._one_piece = entry.landed.size == 1
         self._landed: list[Landed] = []
         self._failed: list[Failed] = []
         self._followed: dict[int, str] = {}
@@ -77,7 +77,7 @@ class Reports:
         self._soon_is_hurried = False
         self._later: Timer | None = None
         self.lazy_seconds = LAZY_REPORT_SECONDS
-        """The same for what came from followed parents, of which the scheduler only keeps the books."""
+        """How long what came from followed parents waits: the scheduler only keeps the books of it."""
         self.sent = 0
         """How many reports went out."""
 
@@ -94,7 +94,7 @@ class Reports:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        waited_for = bool(self._landed or self._failed or not self._whole)
+        waited_for = bool(self._landed or self._failed or not self._one_piece)
         if self._followed:
             self._landed += self._proven()
             self._followed = {}

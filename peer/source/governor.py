@@ -136,9 +136,9 @@ class Governor:
     ) -> AsyncIterator[Permit]:
         """Wait for leave to send one request to the origin of `url`; leaving the context gives its slot back.
 
-        `check` tells that it asks for one byte at most, `listing` that it lists names. Those of one `task` go one after
-        the other, and tasks of the same `urgency` take turns. Raises BadRequestError for a URL that cannot be fetched,
-        and OriginUnreachableError when there is no leave within WAIT_SECONDS.
+        `check` tells that it asks for one byte at most, `listing` that it lists names. Those of one `task` go in the
+        order in which they came, and tasks of the same `urgency` take turns. Raises BadRequestError for a URL that
+        cannot be fetched, and OriginUnreachableError when there is no leave within WAIT_SECONDS.
         """
         kind: Kind = "check" if check else "list" if listing else "read"
         permit = await self.enter(url, kind, urgency, task)

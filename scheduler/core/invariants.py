@@ -43,7 +43,7 @@ def _check_slots(state: State) -> None:
         assert uploading[host_id] == set(host.uploading), f"the slots of {host_id} are miscounted"
         assert riding[host_id] == set(host.riding or ()), f"what takes no slot of {host_id} is miscounted"
         slots = host.hello.upload_slots
-        brief = sum(flight.swarm.size == 1 for flight in host.uploading)
+        brief = sum(flight.swarm.brief for flight in host.uploading)
         assert len(host.uploading) - brief <= slots, f"the slots of {host_id} are oversubscribed"
         assert len(host.uploading) <= slots + extra_for_brief(slots), f"the slots of {host_id} are oversubscribed"
         for open_hosts in (state.open, state.open_for_brief):

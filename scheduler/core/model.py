@@ -96,11 +96,6 @@ class Host:
         """The host id."""
         return self.hello.host_id
 
-    @property
-    def saturated(self) -> bool:
-        """Whether every upload slot is taken that any version may have."""
-        return self.full(brief=False)
-
     def full(self, *, brief: bool) -> bool:
         """Tell whether it can send nothing more of a version; those of one piece have a few slots on top."""
         slots = self.hello.upload_slots

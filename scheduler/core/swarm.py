@@ -31,6 +31,8 @@ class Swarm:
         self.small = version.length <= SMALL_BYTES
         """Whether its one piece rides along: any holder gives it at any time, no slot is booked, no tree is planted."""
         self.size = self.layout.count
+        self.brief = self.size == 1
+        """Whether it is of one piece."""
         self.digests = Digests(self.size)
         self.journal_read = False
         self.origin_from = -inf
@@ -77,7 +79,7 @@ class Swarm:
         """Hosts that were told to drop the version, and have not said yet that they did."""
         self.begun_anew = False
         """Whether it was condemned, so that digests of before must not come back from the journal."""
-        self._open_hosts = open_for_brief if self.size == 1 else open_hosts
+        self._open_hosts = open_for_brief if self.brief else open_hosts
         self._seen = -1
         """The change of the open hosts that the next two are from."""
         self._open: list[Peer] = []
@@ -133,7 +135,7 @@ class Swarm:
 
     def gives(self, host: Host) -> bool:
         """Tell whether a host could send another piece: it has a free upload slot, or needs none."""
-        return host.hello.upload_slots > 0 if self.small else not host.full(brief=self.size == 1)
+        return host.hello.upload_slots > 0 if self.small else not host.full(brief=self.brief)
 
     def open(self) -> list[Peer]:
         """Return the peers whose host could send another piece."""
@@ -237,7 +239,7 @@ class Swarm:
     @property
     def urgency(self) -> Urgency:
         """How urgent the version is to whoever wants it most urgently."""
-        return Urgency(max(self.priorities, default=LOWEST_PRIORITY), self.size == 1)
+        return Urgency(max(self.priorities, default=LOWEST_PRIORITY), self.brief)
 
     def prioritise(self, peer: Peer, priority: int) -> None:
         """Note how urgent the version is to a host."""

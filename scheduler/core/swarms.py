@@ -52,7 +52,9 @@ class State:
         """Forget a swarm of which nobody holds, wants or fetches anything."""
         for peer in swarm.peers.values():
             host = peer.host
-            del ((host.small or {}) if swarm.small else host.versions)[swarm.id]
+            versions = host.small if swarm.small else host.versions
+            assert versions is not None
+            del versions[swarm.id]
         del self.swarms[swarm.id]
         self.dirty.pop(swarm.id, None)
 
@@ -127,9 +129,9 @@ class State:
             assert parent.riding is not None
             del parent.riding[flight]
         elif not flight.pieces:
-            was_saturated = parent.saturated
+            was_full = parent.full(brief=False)
             del parent.uploading[flight]
-            if was_saturated:
+            if was_full:
                 self.look(parent)
                 self.freed[parent.id] = None
         self.touch(swarm)
