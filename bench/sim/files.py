@@ -239,7 +239,7 @@ class _FilesHost:
         if version.id not in self._downloads:
             core = DownloadCore(version, self._files.scenario.layout, Bitmap(1), scheduler=True, seed=self.seed)
             entry = SimulatedEntry(version, core.landed, _DIGESTS)
-            self._downloads[version.id] = core, Reports(entry, self._outbox_put, self._timers)
+            self._downloads[version.id] = core, Reports(entry, self._outbox.put, self._timers)
         core, reports = self._downloads[version.id]
         for command in core.apply(event, now=self._clock.now):
             if isinstance(command, Tell):
@@ -250,9 +250,6 @@ class _FilesHost:
             core.apply(Disinterest(_READER), now=self._clock.now)
             reports.flush()
             del self._downloads[version.id]
-
-    def _outbox_put(self, message: PeerMessage, *, soon: bool = True) -> None:
-        self._outbox.put(message, soon=soon)
 
     def _start(self, version: Version, command: StartTransfer) -> None:
         scenario = self._files.scenario

@@ -254,7 +254,7 @@ class SimulatedHost:
                 clock.at(at, watching.child.hear_parent, watching, heard)
 
     def _announce(self, watching: Watching, heard: ParentHas) -> None:
-        at = self._clock.now + self._half_trip * (1 + self._jitter * self._draw())
+        at = self._clock.now + self._delay()
         if at < watching.through:
             at = watching.through
         watching.through = at
