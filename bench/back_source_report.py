@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from bench.back_source import Sample
+from bench.bars import Bar
 from bench.shaping import PROFILES
 from bench.traffic import WINDOW_SECONDS
 
@@ -40,23 +41,6 @@ class Run:
     cpu_seconds_per_gib: float | None
     digest_ok: bool
     errors: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One figure that was asked for: `value` is None where it could not be measured."""
-
-    name: str
-    value: float | None
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def met(self) -> bool:
-        """Whether the value is there and within the bounds."""
-        if self.value is None:
-            return False
-        return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
 
 
 @dataclass(frozen=True, slots=True)

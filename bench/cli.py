@@ -262,7 +262,7 @@ def _print(result: Result) -> None:
         "requests",
         "checks",
         "CPU-s\n/GiB",
-        "peak\nMiB",
+        "RssAnon\nMiB",
     ):
         table.add_column(heading, justify="right")
     table.add_column("bytes")
@@ -290,6 +290,7 @@ def _print(result: Result) -> None:
     ]
     if memory:
         console.print(f"Peak RssAnon in MiB: {', '.join(memory)}.")
+    print_bars(console, result.bars)
 
 
 def _title(result: Result) -> str:

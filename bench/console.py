@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from bench.back_source_report import Bar
+from bench.bars import Bar
 from p2p.errors import ConfigError, DamselflyError
 
 
@@ -33,8 +33,7 @@ def print_bars(console: Console, bars: Sequence[Bar]) -> None:
     """Print each figure that was asked for, with its bound, and whether it was met."""
     for bar in bars:
         value = "not measured" if bar.value is None else f"{bar.value:.3f}" if bar.value < 100 else f"{bar.value:,.0f}"
-        bound = f"at least {bar.least:g}" if bar.least is not None else f"at most {bar.most:g}"
-        console.print(f"{bar.name}: {value} ({bound}: {'met' if bar.met else 'missed'})")
+        console.print(f"{bar.name}: {value} ({bar.bound}: {'met' if bar.met else 'missed'})")
 
 
 def shown(size: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.back_source_report import Bar
+from bench.bars import Bar
 from bench.fanout import ALL, NAMES, PARENT, RESTART, SEED, SINGLE, THE_SEED, Sample
 from bench.sim.record import Record
 from bench.sim.report import Run, draw, percentile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +20,9 @@ EXTERNAL = "external"
 """The profile's name when the origin is the user's own."""
 _COPIES = {"cold": 2, "remote": 1}
 """How many peers of the embedded cluster write the object in a read: the seed and the asked peer, the other peer."""
+
+_WRITTEN_A_SECOND = 1e9
+"""Bytes that one peer may write in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,11 @@ class Ground(Protocol):
         """Return each daemon's highest RssAnon in bytes since the last call."""
         ...
 
-    def prepare(self, name: str) -> None:
-        """Get ready for the read of the target that is called `name`; not timed, its CPU time is not counted."""
+    def prepared(self, name: str) -> AbstractContextManager[None]:
+        """Get ready for the read of the target that is called `name`, which is done within the context.
+
+        Getting ready is not timed, and its CPU time is not counted.
+        """
         ...
 
     def forget(self, task_id: str) -> None:
@@ -86,7 +92,6 @@ class EmbeddedGround:
     def target(self, size: int) -> Target:
         """Make an object at the origin."""
         self._size = size
-        self._reserve.fill(sum(_COPIES.values()) * size)
         made = self._origin.create(f"models/{uuid.uuid4()}/1/model.bin", size)
         return Target(made.url, (), made.xxh3_128)
 
@@ -102,9 +107,13 @@ class EmbeddedGround:
         """Return the daemons' peaks."""
         return self._meter.take_peaks()
 
-    def prepare(self, name: str) -> None:
-        """Give back memory for the page cache of what this read will write."""
-        self._reserve.release(_COPIES.get(name, 0) * self._size)
+    def prepared(self, name: str) -> AbstractContextManager[None]:
+        """Hold memory for the page cache of what this read will write, and give it back while it does."""
+        copies = _COPIES.get(name, 0)
+        if not copies:
+            return nullcontext()
+        self._reserve.fill(copies * self._size)
+        return self._reserve.releasing(copies * self._size, copies * _WRITTEN_A_SECOND)
 
     def forget(self, task_id: str) -> None:
         """Delete the task on every peer."""
@@ -138,8 +147,9 @@ class ExternalGround:
         """Return nothing: these daemons are out of reach."""
         return {}
 
-    def prepare(self, name: str) -> None:
+    def prepared(self, name: str) -> AbstractContextManager[None]:
         """Leave the user's machines as they are."""
+        return nullcontext()
 
     def forget(self, task_id: str) -> None:
         """Leave the task where it is."""

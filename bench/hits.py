@@ -11,12 +11,22 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from bench.bars import Bar
 from bench.ground import EXTERNAL, Ground, Target
 from bench.origin import Stats
 from bench.reader import Reader
 
 GIB = 1024**3
 _WARM_UP_BYTES = 8 * 1024 * 1024
+
+_RATIOS: Mapping[str, Mapping[str, float]] = {
+    "gateway": {"cold": 1.05, "remote": 0.45, "local": 0.15},
+    "s3": {"cold": 0.15},
+}
+"""Seconds over those of a direct read, at the most, by the origin's profile."""
+
+_CPU_SECONDS_PER_GIB: Mapping[str, Mapping[str, float]] = {"unlimited": {"cold": 2.2, "remote": 1.4, "local": 0.45}}
+"""CPU-seconds a GiB of all processes, the reading one included, at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One way of reading: medians over the objects, with the fastest and slowest; bytes, seconds and ratios."""
+    """One way of reading: medians over the objects, with the fastest and slowest; bytes, seconds and ratios.
+
+    `cpu_seconds` are those of all processes in reach, and `process_cpu_seconds` each one's; `peak_rss_bytes` is the
+    highest RssAnon of any daemon.
+    """
 
     name: str
     seconds: float
@@ -52,6 +66,7 @@ class Run:
     origin_one_byte_requests: int | None
     cpu_seconds: float
     cpu_seconds_per_gib: float
+    process_cpu_seconds: Mapping[str, float]
     peak_rss_bytes: int | None
 
 
@@ -80,9 +95,24 @@ class Result:
         """Whether every read gave the right bytes."""
         return all(run.digest_ok for run in self.runs)
 
+    @property
+    def bars(self) -> tuple[Bar, ...]:
+        """What was asked of the origin's profile."""
+        ratios, costs = _RATIOS.get(self.profile, {}), _CPU_SECONDS_PER_GIB.get(self.profile, {})
+        return tuple(
+            Bar(f"{run.name}: {what}", value, most=bounds[run.name])
+            for what, bounds, values in (
+                ("seconds over direct's", ratios, [run.ratio for run in self.runs]),
+                ("CPU-seconds a GiB", costs, [run.cpu_seconds_per_gib for run in self.runs]),
+            )
+            for run, value in zip(self.runs, values, strict=True)
+            if run.name in bounds
+        )
+
     def figures(self) -> dict[str, object]:
         """Return the result as plain values, ready for JSON."""
-        return {"bench": "hits", **asdict(self)}
+        bars = [{**asdict(bar), "met": bar.met} for bar in self.bars]
+        return {"bench": "hits", **asdict(self), "bars": bars}
 
 
 def measure(ground: Ground, *, size: int, objects: int, progress: Callable[[str], None] = lambda text: None) -> Result:
@@ -110,9 +140,9 @@ def _round(ground: Ground, reader: Reader, target: Target) -> list[Sample]:
     ground.take_peaks()
     origin_before, cpu_before = ground.origin_stats(), ground.cpu_seconds()
     for name, proxy in ways:
-        ground.prepare(name)
         # The headers speak to the proxy; a store that signed the request might refuse them.
-        reading = reader.read(target.url, proxy=proxy, headers=target.headers if proxy else ())
+        with ground.prepared(name):
+            reading = reader.read(target.url, proxy=proxy, headers=target.headers if proxy else ())
         cpu_after, peaks, origin_after = ground.cpu_seconds(), ground.take_peaks(), ground.origin_stats()
         expected = expected or reading.xxh3_128
         task_id = reading.task_id or task_id
@@ -183,6 +213,10 @@ def _run(name: str, samples: Sequence[Sample], direct: float) -> Run:
         origin_one_byte_requests=_median(stats.one_byte_requests for stats in origin),
         cpu_seconds=cpu,
         cpu_seconds_per_gib=cpu * GIB / size if size else 0.0,
+        process_cpu_seconds={
+            process: statistics.median(sample.cpu_seconds[process] for sample in samples)
+            for process in samples[0].cpu_seconds
+        },
         peak_rss_bytes=max((peak for sample in samples for peak in sample.peak_rss_bytes.values()), default=None),
     )
 

@@ -36,21 +36,21 @@ class MemoryReserve:
 
     def fill(self, size: int) -> None:
         """Hold enough for `size` bytes of page cache, or what half of the free memory allows."""
-        began = time.process_time()
+        began = time.thread_time()
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         held = len(self._blocks) * _BLOCK_BYTES
         missing = min(int(size * _MARGIN) - held, (free - held) // 2)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
         for _ in range(-(-missing // _BLOCK_BYTES)):
             self._blocks.append(mmap.mmap(-1, _BLOCK_BYTES, flags=flags))
-        self.cpu_seconds += time.process_time() - began
+        self.cpu_seconds += time.thread_time() - began
 
     def release(self, size: int) -> None:
         """Give back enough for `size` bytes of page cache, or all there is."""
-        began = time.process_time()
+        began = time.thread_time()
         for _ in range(min(len(self._blocks), -(-int(size * _MARGIN) // _BLOCK_BYTES))):
             self._blocks.pop().close()
-        self.cpu_seconds += time.process_time() - began
+        self.cpu_seconds += time.thread_time() - began
 
     @contextmanager
     def releasing(self, size: int, bytes_per_second: float) -> Iterator[None]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from bench.back_source_report import Bar
+from bench.bars import Bar
 from bench.scheduler import Plan, Sample, ServiceSample
 from bench.scheduler_core import CoreSample
 from bench.synthetic import Scene

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bench.back_source import Sample
-from bench.back_source_report import Bar, busiest_second, summarise
+from bench.back_source_report import busiest_second, summarise
+from bench.bars import Bar
 from bench.origin import Stats
 
 SIZE = 1_000_000_000

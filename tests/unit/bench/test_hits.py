@@ -83,7 +83,7 @@ class OwnGround:
     def __init__(self, origin: OriginClient, proxies: Sequence[str]) -> None:
         self.proxies = proxies
         self.forgotten: list[str] = []
-        self.prepared: list[str] = []
+        self.reads: list[str] = []
         self._origin = origin
 
     def target(self, size: int) -> Target:
@@ -99,8 +99,10 @@ class OwnGround:
     def take_peaks(self) -> dict[str, int]:
         return {"peer-1": 5, "origin": 7}
 
-    def prepare(self, name: str) -> None:
-        self.prepared.append(name)
+    @contextmanager
+    def prepared(self, name: str) -> Iterator[None]:
+        self.reads.append(name)
+        yield
 
     def forget(self, task_id: str) -> None:
         self.forgotten.append(task_id)
@@ -112,7 +114,7 @@ def test_every_object_is_read_four_ways_and_forgotten(origin: OriginClient) -> N
         seen: list[str] = []
         result = measure(ground, size=MIB, objects=3, progress=seen.append)
     assert [run.name for run in result.runs] == ["direct", "cold", "remote", "local"]
-    assert ground.prepared == ["direct", "cold", "remote", "local"] * 4
+    assert ground.reads == ["direct", "cold", "remote", "local"] * 4
     assert (len(first.tags), len(second.tags)) == (8, 4)  # three objects and the warm-up
     assert ground.forgotten == ["task"] * 4
     assert result.digest_ok
@@ -169,8 +171,24 @@ def test_the_figures_are_medians() -> None:
     assert (direct.cpu_seconds, direct.cpu_seconds_per_gib) == (5.0, 10.0)
     assert (cold.seconds, cold.ratio, cold.digest_ok) == (5.0, 1.25, False)
     assert (cold.origin_requests, cold.origin_one_byte_requests) == (3, 1)
+    assert cold.process_cpu_seconds == {"peer-1": 4.0, "client": 1.0}
     assert result.origin_copies == 2.0
     assert [(process.name, process.peak_rss_bytes) for process in result.processes] == [("peer-1", 9), ("client", None)]
+
+
+@pytest.mark.parametrize(
+    ("profile", "bars"),
+    [
+        ("gateway", [("cold: seconds over direct's", 0.5, True), ("local: seconds over direct's", 0.25, False)]),
+        ("s3", [("cold: seconds over direct's", 0.5, False)]),
+        ("unlimited", [("cold: CPU-seconds a GiB", 6.0, False), ("local: CPU-seconds a GiB", 4.0, False)]),
+        ("external", []),
+    ],
+)
+def test_each_profile_has_its_bars(profile: str, bars: list[tuple[str, float, bool]]) -> None:
+    samples = [sample("direct", 4.0), sample("cold", 2.0), sample("local", 1.0)]
+    result = summarise(samples, profile=profile)
+    assert [(bar.name, bar.value, bar.met) for bar in result.bars] == bars
 
 
 def test_the_command_writes_figures_and_charts(origin: OriginClient, tmp_path: Path) -> None:
