@@ -7,7 +7,6 @@ file is for, and what survives which crash, is written down in docs/store.md.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -16,20 +15,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from p2p.errors import StoreError, StoreFullError
+from peer.store.disk import DISK, Disk
 
-FORMAT = 1
-"""The number of the on-disk format that this code reads and writes."""
+FORMAT = 2
+"""The number of the on-disk format that this code writes."""
+
+READABLE = ("1", "2")
+"""The formats that it reads; what is of an older one is brought up to date when the store is opened."""
 
 _CLEAN = "clean"
 _UNKNOWN = "unknown"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
-_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-
-# Not os.posix_fallocate: where a file system cannot do it the C library writes a byte to every block instead.
-_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def store_error(action: str, path: Path, error: OSError) -> StoreError:
@@ -46,15 +42,6 @@ def _boot_id() -> str:
         return _UNKNOWN
 
 
-def sync_path(path: Path) -> None:
-    """Force a file's bytes, or a directory's names, to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class DataFile:
     """An open data file. Its descriptor is closed when the last reference to this object goes, and not before.
 
@@ -62,18 +49,19 @@ class DataFile:
     bytes can never end up in whichever file the number would have been given to next.
     """
 
-    __slots__ = ("fd", "path")
+    __slots__ = ("_disk", "fd", "path")
 
-    def __init__(self, path: Path, flags: int) -> None:
+    def __init__(self, path: Path, flags: int, disk: Disk = DISK) -> None:
         self.fd = -1
         self.path = path
-        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        self._disk = disk
+        self.fd = disk.open(path, flags)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data` at byte `offset`; from any thread. Raises StoreError, or StoreFullError."""
         try:
             while data:
-                written = os.pwrite(self.fd, data, offset)
+                written = self._disk.write(self.fd, data, offset)
                 data, offset = data[written:], offset + written
         except OSError as error:
             raise store_error("write", self.path, error) from error
@@ -84,10 +72,10 @@ class DataFile:
         Writing then costs a third less CPU time on ext4, what sixteen threads write at once lies in long runs on the
         disk, and a full disk is noticed before the bytes have come. Raises StoreError, or StoreFullError.
         """
-        if _fallocate(self.fd, _KEEP_SIZE, offset, length):
-            code = ctypes.get_errno()
-            if code not in _UNSUPPORTED:
-                raise store_error("allocate room in", self.path, OSError(code, os.strerror(code)))
+        try:
+            self._disk.allocate(self.fd, offset, length)
+        except OSError as error:
+            raise store_error("allocate room in", self.path, error) from error
 
     def read(self, buffer: memoryview, offset: int) -> int:
         """Read bytes at `offset` into the front of `buffer`; returns how many, 0 at the end. Raises OSError."""
@@ -105,9 +93,10 @@ class DataDirectory:
     since; if neither, bytes that it had recorded may be missing from the files.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk = DISK) -> None:
         """Lock and check the directory, which is made if need be. Raises StoreError."""
         self.path = path
+        self.disk = disk
         self.index_path = path / "index.sqlite"
         self._data = path / "data"
         self._trash = path / "trash"
@@ -121,8 +110,8 @@ class DataDirectory:
             ) from error
         try:
             self._check_format()
-            self._data.mkdir(mode=0o700, exist_ok=True)
-            self._trash.mkdir(mode=0o700, exist_ok=True)
+            disk.mkdir(self._data)
+            disk.mkdir(self._trash)
             last = self._last_use()
         except OSError as error:
             self.unlock()
@@ -156,13 +145,24 @@ class DataDirectory:
         except FileNotFoundError:
             if not self.index_path.exists():
                 self._write_durably(path, str(FORMAT))
-                return
-            found = "unknown"
-        if found != str(FORMAT):
+                found = str(FORMAT)
+            else:
+                found = "unknown"
+        if found not in READABLE:
             raise StoreError(
-                f"the data directory {str(self.path)!r} has format {found[:32]!r}, and this release reads format "
-                f"{FORMAT}; give it another --data-dir, or empty that one"
+                f"the data directory {str(self.path)!r} has format {found[:32]!r}, and this release reads formats "
+                f"{' and '.join(READABLE)}; give it another --data-dir, or empty that one"
             )
+        self._outdated = found != str(FORMAT)
+
+    def mark_format(self) -> None:
+        """Say, durably, that the directory has this release's format now. Raises StoreError."""
+        if self._outdated:
+            try:
+                self._write_durably(self.path / "format", str(FORMAT))
+            except OSError as error:
+                raise store_error("write", self.path / "format", error) from error
+            self._outdated = False
 
     def _last_use(self) -> str:
         try:
@@ -172,10 +172,10 @@ class DataDirectory:
 
     def _write_durably(self, path: Path, text: str) -> None:
         fresh = path.with_name(path.name + ".new")
-        fresh.write_text(text + "\n")
-        sync_path(fresh)
-        fresh.replace(path)
-        sync_path(self.path)
+        self.disk.put(fresh, text + "\n")
+        self.disk.sync(fresh)
+        self.disk.rename(fresh, path)
+        self.disk.sync(self.path)
 
     def mark_in_use(self) -> None:
         """Say, durably, that once this boot ends files may hold less than the index says. Raises StoreError."""
@@ -203,7 +203,7 @@ class DataDirectory:
         """Open a version's data file, None if there is none. Raises StoreError."""
         path = self.data_path(version_id)
         try:
-            return DataFile(path, os.O_RDWR)
+            return DataFile(path, os.O_RDWR, self.disk)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -217,9 +217,9 @@ class DataDirectory:
         """
         path = self.data_path(version_id)
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            file = DataFile(path, os.O_RDWR | os.O_CREAT)
-            os.ftruncate(file.fd, length)
+            self.disk.mkdir(path.parent)
+            file = DataFile(path, os.O_RDWR | os.O_CREAT, self.disk)
+            self.disk.truncate(file.fd, length)
         except OSError as error:
             raise store_error("create", path, error) from error
         return file
@@ -235,11 +235,11 @@ class DataDirectory:
                 if time.monotonic() > deadline:
                     break
                 with contextlib.suppress(FileNotFoundError):
-                    sync_path(self.data_path(version_id))
+                    self.disk.sync(self.data_path(version_id))
                 done.append(version_id)
             for shard in {self.data_path(version_id).parent for version_id in done}:
-                sync_path(shard)
-            sync_path(self._data)
+                self.disk.sync(shard)
+            self.disk.sync(self._data)
         except OSError as error:
             raise store_error("force to the disk", self._data, error) from error
         return done
@@ -248,7 +248,7 @@ class DataDirectory:
         """Take a version's data file out of the way; `empty_trash` frees its blocks, which takes longer."""
         path = self.data_path(version_id)
         try:
-            path.rename(self._trash / f"{version_id}.{row}")
+            self.disk.rename(path, self._trash / f"{version_id}.{row}")
         except FileNotFoundError:
             return
         except OSError as error:
@@ -258,7 +258,7 @@ class DataDirectory:
         """Unlink everything that was discarded. Raises OSError."""
         for path in self._trash.iterdir():
             # Missing: two threads may be at it.
-            path.unlink(missing_ok=True)
+            self.disk.unlink(path)
 
     def shards(self) -> Iterator[tuple[str, set[str]]]:
         """Yield for each possible two-digit prefix the names of the data files under it. Raises OSError."""
@@ -272,4 +272,4 @@ class DataDirectory:
 
     def unlink_stray(self, prefix: str, name: str) -> None:
         """Remove a file of a shard that the index does not know. Raises OSError."""
-        (self._data / prefix / name).unlink(missing_ok=True)
+        self.disk.unlink(self._data / prefix / name)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from p2p.errors import StoreError, StoreFullError
+from peer.store.disk import DISK, Disk
 from peer.store.metrics import COMMIT_SECONDS, HELD_BYTES, HELD_PIECES, HELD_VERSIONS
-from peer.store.schema import SCHEMA
+from peer.store.schema import prepare
 
 T = TypeVar("T")
 
@@ -57,8 +58,9 @@ class _Outcome:
 class Index:
     """The index of one store; made and used on one event loop, whose `submit` is the only way in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self._path = path
+        self._disk = disk
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._stopping = False
@@ -105,7 +107,7 @@ class Index:
             try:
                 if connection is None:
                     connection = connect(self._path)
-                stats = _transact(connection, outcomes)
+                stats = _transact(connection, outcomes, self._disk)
             except Exception as error:  # noqa: BLE001  # whoever waits must hear of it, whatever it is
                 for outcome in outcomes:
                     outcome.error = outcome.error or self._explained(error)
@@ -177,14 +179,14 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        connection.executescript(SCHEMA)
+        prepare(connection)
     except sqlite3.Error:
         connection.close()
         raise
     return connection
 
 
-def _transact(connection: sqlite3.Connection, outcomes: list[_Outcome]) -> StoreStats | None:
+def _transact(connection: sqlite3.Connection, outcomes: list[_Outcome], disk: Disk) -> StoreStats | None:
     """Do all the work in one transaction; fill in the outcomes. Returns what is held now, None if nothing changed."""
     if not outcomes:
         return None
@@ -201,7 +203,7 @@ def _transact(connection: sqlite3.Connection, outcomes: list[_Outcome]) -> Store
                 connection.execute("ROLLBACK TO job")
             connection.execute("RELEASE job")
         row = connection.execute("SELECT versions, pieces, bytes FROM totals").fetchone()
-        connection.execute("COMMIT")
+        disk.commit(connection)
     except sqlite3.Error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")

@@ -11,7 +11,7 @@ from p2p.control import Holding
 from p2p.errors import StoreError, StoreFullError
 from p2p.identity import Store as ObjectStore
 from p2p.identity import Task
-from p2p.pieces import Bitmap, PieceLayout
+from p2p.pieces import Bitmap, PieceLayout, piece_length
 from p2p.versions import ValidatorKind, Version
 from peer.core.evict import Victim
 from peer.store.files import DataDirectory, DataFile
@@ -57,10 +57,10 @@ def create(directory: DataDirectory, task: Task, version: Version, epoch: int, n
     def work(db: sqlite3.Connection) -> Callable[[], Record | None]:
         db.execute(
             "INSERT OR IGNORE INTO versions (version_id, task_id, canonical, store, length, kind, validator, created, "
-            "last_used) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "last_used, piece_length, verified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(version.id, task.id, task.canonical, str(task.store)),
-                *(version.length, str(version.kind), version.validator, now, now),
+                *(version.length, str(version.kind), version.validator, now, now, piece_length(version.length), now),
             ),
         )
         return _opened(db, directory, version.id, epoch, may_create=True)

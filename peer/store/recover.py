@@ -2,6 +2,7 @@
 
 Closed in good order: nothing. The process died: what it began and did not record is cleared away. The operating system
 died too: besides, the index starts a new epoch, so that every recorded piece is verified before it is used again.
+However it ended, versions that an older release cut into other pieces than this one does are let go of.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from p2p.errors import StoreError
 from p2p.telemetry import logger
 from peer.store.files import DataDirectory, store_error
 from peer.store.index import Work, connect, primary_code
+from peer.store.schema import cut_otherwise, mark_rule
 
 _LOG = logger(__name__)
 
@@ -57,9 +59,12 @@ def recover(directory: DataDirectory, *, suspicious: bool, tidy: bool) -> Work[i
         if suspicious:
             db.execute("UPDATE totals SET epoch = epoch + 1")
         (epoch,) = db.execute("SELECT epoch FROM totals").fetchone()
+        recut = _let_go_of_other_cuts(db)
         strays = _paired(db, directory) if tidy else []
 
         def clear() -> int:
+            for version_id, row in recut:
+                directory.discard(version_id, row)
             for prefix, name in strays:
                 directory.unlink_stray(prefix, name)
             if tidy:
@@ -69,6 +74,28 @@ def recover(directory: DataDirectory, *, suspicious: bool, tidy: bool) -> Work[i
         return clear
 
     return work
+
+
+def _let_go_of_other_cuts(db: sqlite3.Connection) -> list[tuple[str, int]]:
+    """Forget the versions that an older release cut otherwise; return the id and the row of each.
+
+    Their digests are of other spans of bytes than anybody asks for now, and nobody here can vouch for new ones.
+    """
+    rows = cut_otherwise(db)
+    if rows is None:
+        return []
+    gone: list[tuple[str, int]] = []
+    size = 0
+    for row in rows:
+        version_id, held = db.execute("SELECT version_id, bytes FROM versions WHERE row = ?", (row,)).fetchone()
+        gone.append((version_id, row))
+        size += held
+    db.executemany("DELETE FROM pieces WHERE row = ?", [(row,) for row in rows])
+    db.executemany("DELETE FROM versions WHERE row = ?", [(row,) for row in rows])
+    mark_rule(db)
+    if gone:
+        _LOG.warning("versions that an older release cut otherwise are let go of", count=len(gone), bytes=size)
+    return gone
 
 
 def _paired(db: sqlite3.Connection, directory: DataDirectory) -> list[tuple[str, str]]:

@@ -1,6 +1,13 @@
-"""The index's tables."""
+"""The index's tables, and how those of an older release become them."""
 
-SCHEMA = """
+from __future__ import annotations
+
+import sqlite3
+import zlib
+
+from p2p.pieces import GIB, MIB, piece_length
+
+_SCHEMA = """
 CREATE TABLE IF NOT EXISTS versions (
     row INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: a removed version's writers cannot reach its successor
     version_id TEXT NOT NULL UNIQUE,
@@ -14,7 +21,9 @@ CREATE TABLE IF NOT EXISTS versions (
     bytes INTEGER NOT NULL DEFAULT 0,
     unsynced INTEGER NOT NULL DEFAULT 1,    -- the file may hold bytes that are not on the disk
     created REAL NOT NULL,
-    last_used REAL NOT NULL
+    last_used REAL NOT NULL,
+    piece_length INTEGER NOT NULL DEFAULT 0, -- how it was cut; 0 as format 1 cut objects of this length
+    verified REAL NOT NULL DEFAULT 0        -- when all its pieces were last known to be sound
 );
 CREATE INDEX IF NOT EXISTS versions_of_task ON versions (task_id);
 CREATE INDEX IF NOT EXISTS versions_by_use ON versions (last_used, row);
@@ -54,3 +63,54 @@ CREATE TRIGGER IF NOT EXISTS pin_removed AFTER DELETE ON versions BEGIN
     DELETE FROM pins WHERE version_id = OLD.version_id;
 END;
 """
+
+
+_ADDED = {"piece_length": "INTEGER NOT NULL DEFAULT 0", "verified": "REAL NOT NULL DEFAULT 0"}
+"""The columns that format 2 has more than format 1."""
+
+_INDEXES = "CREATE INDEX IF NOT EXISTS versions_by_verification ON versions (verified, row);"
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables that are missing, and the columns that a table of format 1 lacks. Raises sqlite3.Error.
+
+    The release that wrote it could still use the directory: it gives the columns their defaults, and they mean what it
+    does.
+    """
+    connection.executescript(_SCHEMA)
+    known = {name for _, name, *_ in connection.execute("PRAGMA table_info(versions)")}
+    for name, kind in _ADDED.items():
+        if name not in known:
+            connection.execute(f"ALTER TABLE versions ADD COLUMN {name} {kind}")
+    connection.executescript(_INDEXES)
+
+
+def _piece_length_of_format_1(length: int) -> int:
+    if length < 4 * GIB:
+        return 4 * MIB
+    return (8 if length < 32 * GIB else 16) * MIB
+
+
+_SIZES = tuple(count << shift for shift in range(20, 44) for count in (2, 3))
+_RULE = zlib.crc32(repr([(piece_length(size - 1), piece_length(size)) for size in _SIZES]).encode()) & 0x7FFFFFFF
+"""What stands for the rule by which objects are cut; the index keeps that of the rule that all its versions follow."""
+
+
+def cut_otherwise(connection: sqlite3.Connection) -> list[int] | None:
+    """Return the rows of the versions that were cut by another rule than today's, None if no rule changed.
+
+    What is one piece by both rules is the same piece. Raises sqlite3.Error.
+    """
+    (rule,) = connection.execute("PRAGMA user_version").fetchone()
+    if rule == _RULE:
+        return None
+    return [
+        row
+        for row, length, cut in connection.execute("SELECT row, length, piece_length FROM versions")
+        if min(length, cut or _piece_length_of_format_1(length)) != min(length, piece_length(length))
+    ]
+
+
+def mark_rule(connection: sqlite3.Connection) -> None:
+    """Note that all versions are cut by today's rule; part of the transaction. Raises sqlite3.Error."""
+    connection.execute(f"PRAGMA user_version = {_RULE}")

@@ -18,6 +18,7 @@ from p2p.telemetry import logger
 from p2p.versions import Version
 from peer.core.evict import choose
 from peer.store import inventory, records
+from peer.store.disk import DISK, Disk
 from peer.store.entry import Entry, damaged_pieces
 from peer.store.files import DataDirectory, DataFile
 from peer.store.index import Index, StoreStats, Work
@@ -74,21 +75,29 @@ class Store:
         on_dropped: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.time,
         idle_entries: int = _IDLE_ENTRIES,
+        disk: Disk = DISK,
     ) -> Self:
         """Take a data directory, which is made if need be. Raises StoreError if it is taken, unwritable or foreign.
 
         With `verify_on_use` every piece recorded so far is suspect; None decides by the boot that the directory was
         last used under. `capacity` bounds the bytes of all pieces held; `on_dropped` is told the id of each version
         that is evicted for it. `idle_entries` versions stay open after their last use. `clock` orders uses, in seconds.
+        `disk` does what is done to the disk.
         """
-        files = await asyncio.to_thread(DataDirectory, directory)
+        files = await asyncio.to_thread(DataDirectory, directory, disk)
         try:
             broken = await asyncio.to_thread(discard_broken_index, files)
             suspicious = not (files.was_clean or files.same_boot) if verify_on_use is None else verify_on_use
-            index = Index(files.index_path)
+            index = Index(files.index_path, disk)
             try:
+                if files.was_clean:
+                    # Before anything changes: what is cut off half-way is to be tidied by the next opening.
+                    await asyncio.to_thread(files.mark_in_use)
                 epoch = await index.submit(recover(files, suspicious=suspicious, tidy=broken or not files.was_clean))
-                await asyncio.to_thread(files.mark_in_use)
+                if not files.was_clean:
+                    # Not before the new epoch is recorded: from here on the pieces of this boot are trusted.
+                    await asyncio.to_thread(files.mark_in_use)
+                await asyncio.to_thread(files.mark_format)
             except BaseException:
                 await index.stop()
                 raise

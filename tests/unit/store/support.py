@@ -12,11 +12,12 @@ from pathlib import Path
 from p2p.digests import piece_digest
 from p2p.identity import Store as ObjectStore
 from p2p.identity import Task
-from p2p.pieces import MIB
+from p2p.pieces import piece_length
 from p2p.versions import ValidatorKind, Version
 from peer.store import Entry, Store
 
-PIECE = 4 * MIB
+PIECE = piece_length(1)
+"""That of every object of the tests: all are small."""
 
 
 def a_task(name: str = "model") -> Task:

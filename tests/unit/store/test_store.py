@@ -285,16 +285,16 @@ async def test_a_taken_directory_names_its_holder(store: Store, tmp_path: Path) 
         await Store.open(tmp_path)
 
 
-@pytest.mark.parametrize("found", ["2", "", "banana"])
+@pytest.mark.parametrize("found", ["3", "", "banana"])
 async def test_a_foreign_format_is_refused(tmp_path: Path, found: str) -> None:
     (tmp_path / "format").write_text(found)
-    with pytest.raises(StoreError, match=rf"format '{found}'.*reads format 1"):
+    with pytest.raises(StoreError, match=rf"format '{found}'.*reads formats 1 and 2"):
         await Store.open(tmp_path)
 
 
 async def test_an_index_without_a_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.sqlite").touch()
-    with pytest.raises(StoreError, match=r"format 'unknown'.*reads format 1"):
+    with pytest.raises(StoreError, match=r"format 'unknown'.*reads formats 1 and 2"):
         await Store.open(tmp_path)
 
 
@@ -305,7 +305,7 @@ async def test_an_unusable_directory_is_refused_with_a_remedy(tmp_path: Path) ->
 
 
 async def test_a_refused_opening_leaves_the_directory_free(tmp_path: Path) -> None:
-    (tmp_path / "format").write_text("2")
+    (tmp_path / "format").write_text("3")
     with pytest.raises(StoreError):
         await Store.open(tmp_path)
     (tmp_path / "format").unlink()
