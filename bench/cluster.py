@@ -196,10 +196,15 @@ class LocalCluster:
         """Block until a daemon ends that nobody stopped, and return its name."""
         return self._ended.get()
 
-    def delete_task(self, task_id: str) -> None:
-        """Let every running peer forget a task and its bytes; raises ChildError for answers but 200 and 404."""
+    def delete_task(self, task_id: str, *, names: Sequence[str] | None = None) -> None:
+        """Let every running peer, or those of these names, forget a task and its bytes.
+
+        Raises ChildError for answers but 200 and 404.
+        """
         for daemon in self._daemons.values():
             if daemon.role == "scheduler" or not daemon.child.is_running():
+                continue
+            if names is not None and daemon.name not in names:
                 continue
             token = self.secret.sign("admin", "bench", now=time.time())
             connection = http.client.HTTPConnection(daemon.addresses["http"], timeout=_STOP_SECONDS)

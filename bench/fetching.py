@@ -38,8 +38,9 @@ class Fetch:
     as fast as it can. Raises ReadError for an answer that is not 200; its text never holds the URL's query.
     """
 
-    def __init__(self, url: str, proxy: str, admin: str) -> None:
+    def __init__(self, url: str, proxy: str, admin: str, *, headers: Sequence[tuple[str, str]] = ()) -> None:
         self._url = url
+        self._headers = headers
         self._proxy = proxy
         self._admin = admin
         self._connection: socket.socket | None = None
@@ -50,7 +51,9 @@ class Fetch:
         parts = urlsplit(self._url)
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS))
-            connection.sendall(f"GET {self._url} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: */*\r\n\r\n".encode())
+            fields = (("Host", parts.netloc), ("Accept", "*/*"), *self._headers)
+            lines = (f"GET {self._url} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), "", "")
+            connection.sendall("\r\n".join(lines).encode())
             # Read by a bound: the response would take all of the body into its buffer otherwise.
             head = bytearray()
             while b"\r\n\r\n" not in head:
@@ -58,10 +61,10 @@ class Fetch:
                 if not got:
                     raise ReadError(f"{parts.path}: the proxy closed the connection without an answer")
                 head += got
-            status, fields = _parse(bytes(head))
+            status, answered = _parse(bytes(head))
             if status != 200:
                 raise ReadError(f"{parts.path}: the proxy answered {status}, not 200")
-            self.task_id = fields.get("x-dragonfly-task-id", "")
+            self.task_id = answered.get("x-dragonfly-task-id", "")
             self._connection = connection
             stack.pop_all()
         return self

@@ -1,4 +1,4 @@
-"""A load of equal requests on keep-alive connections, and how many of them were answered.
+"""A load of requests for equally long answers on keep-alive connections, and how many of them were answered.
 
 One thread and one selector: every connection has one request under way at any time, and the next goes out when the last
 byte of the answer is here. Every answer's head is looked at, so a quick error never counts as a quick answer.
@@ -7,14 +7,17 @@ byte of the answer is here. Every answer's head is looked at, so a quick error n
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import selectors
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from p2p.errors import DamselflyError
 
+STALL_SECONDS = 10.0
 _BUFFER_BYTES = 256 * 1024
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
@@ -40,25 +43,43 @@ class Load:
         return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
 
 
-class _Connection:
-    """One keep-alive connection with one request under way."""
+class Connection:
+    """One keep-alive connection to `address` with one request under way; every answer has `body_bytes` bytes.
 
-    def __init__(self, address: tuple[str, int], request: bytes, body_bytes: int, stall_seconds: float) -> None:
-        self.sock = socket.create_connection(address, timeout=stall_seconds)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._request = request
+    `receive_bytes` is the size of the socket's receive buffer; without it, the system's choice.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        body_bytes: int,
+        *,
+        status: int = 200,
+        stall_seconds: float = STALL_SECONDS,
+        receive_bytes: int | None = None,
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            self.sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            if receive_bytes is not None:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            self.sock.settimeout(stall_seconds)
+            self.sock.connect(address)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stack.pop_all()
         self._body_bytes = body_bytes
+        self._status = status
         self._head = b""
         self._missing = -1  # body bytes; below zero while the head is not complete
         self.sent_at = 0.0
 
-    def ask(self) -> None:
+    def ask(self, request: bytes) -> None:
+        """Send a request; the last answer is complete."""
         self.sent_at = time.perf_counter()
         self._head, self._missing = b"", -1
-        self.sock.sendall(self._request)
+        self.sock.sendall(request)
 
     def take(self, buffer: memoryview) -> bool:
-        """Receive once; tell whether the answer is complete."""
+        """Receive once; tell whether the answer is complete. Raises LoadError for one that is not as it has to be."""
         got = self.sock.recv_into(buffer)
         if got == 0:
             raise LoadError("the server closed a connection that was to be kept alive")
@@ -77,42 +98,51 @@ class _Connection:
 
     def _check(self, head: bytes) -> None:
         length = _LENGTH.search(head)
-        if not head.startswith(b"HTTP/1.1 200 ") or length is None or int(length[1]) != self._body_bytes:
+        right = head.startswith(b"HTTP/1.1 %d " % self._status)
+        if not right or length is None or int(length[1]) != self._body_bytes:
             line = head.partition(b"\r\n")[0].decode("latin-1")
-            raise LoadError(f"answered {line!r}, not 200 with {self._body_bytes} bytes")
+            raise LoadError(f"answered {line!r}, not {self._status} with {self._body_bytes} bytes")
 
 
 def run_load(
     address: tuple[str, int],
-    request: bytes,
+    requests: Iterable[bytes],
     *,
     body_bytes: int,
     connections: int,
-    seconds: float,
-    stall_seconds: float = 10.0,
+    seconds: float = math.inf,
+    stall_seconds: float = STALL_SECONDS,
 ) -> Load:
-    """Send `request` over `connections` connections again and again for `seconds`; blocks.
+    """Send `requests` over `connections` connections until there are no more, or for `seconds`; blocks.
 
     Raises LoadError for an answer other than a 200 with `body_bytes` bytes, and when nothing arrives for
     `stall_seconds`; OSError when the server cannot be reached.
     """
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     latencies: list[float] = []
+    pending = iter(requests)
     with contextlib.ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
+        idle: list[Connection] = []
         for _ in range(connections):
-            connection = _Connection(address, request, body_bytes, stall_seconds)
+            connection = Connection(address, body_bytes, stall_seconds=stall_seconds)
             stack.callback(connection.sock.close)
-            selector.register(connection.sock, selectors.EVENT_READ, connection)
+            idle.append(connection)
         started = time.perf_counter()
-        for key in selector.get_map().values():
-            key.data.ask()
-        while (now := time.perf_counter()) < started + seconds:
+        for connection, request in zip(idle, pending, strict=False):
+            selector.register(connection.sock, selectors.EVENT_READ, connection)
+            connection.ask(request)
+        while selector.get_map() and time.perf_counter() < started + seconds:
             ready = selector.select(stall_seconds)
             if not ready:
                 raise LoadError(f"nothing arrived for {stall_seconds:g} s")
             for key, _ in ready:
-                if key.data.take(buffer):
-                    latencies.append(time.perf_counter() - key.data.sent_at)
-                    key.data.ask()
-        return Load(now - started, len(latencies), tuple(latencies))
+                if not key.data.take(buffer):
+                    continue
+                latencies.append(time.perf_counter() - key.data.sent_at)
+                following = next(pending, None)
+                if following is None:
+                    selector.unregister(key.fileobj)
+                else:
+                    key.data.ask(following)
+        return Load(time.perf_counter() - started, len(latencies), tuple(latencies))

@@ -4,6 +4,7 @@
 (`bench.content`) and made over HTTP:
 
     POST   /_bench/objects {"name", "size", "seed": 0, "sha256": false}   -> url, xxh3_128, etag, bytes, sha256
+    POST   /_bench/trees   {"name", "count", "size"}                      -> urls of name/0, name/1, …
     POST   /_bench/urls    {"name"}                                       -> another presigned url of the same object
     GET    /_bench/stats                                                  -> the fields of `Stats`
     GET    /_bench/windows                                                -> requests in each 100 ms since the reset
@@ -53,6 +54,8 @@ class Stats:
 
     `repeated_bytes` are those of the `body_bytes` that had been sent before, `stalls` the answers that a fault held up,
     and `peak_requests` the most requests of either kind that were being answered at once since the last reset.
+    `first_byte_at` is when the first byte of a longer answer than that to a check left since then: seconds of the
+    machine's monotonic clock; 0 before.
     """
 
     requests: int = 0
@@ -62,6 +65,7 @@ class Stats:
     repeated_bytes: int = 0
     peak_requests: int = 0
     stalls: int = 0
+    first_byte_at: float = 0.0
     statuses: dict[str, int] = field(default_factory=dict)
 
     def since(self, earlier: Stats) -> Stats:
@@ -74,6 +78,7 @@ class Stats:
             repeated_bytes=self.repeated_bytes - earlier.repeated_bytes,
             peak_requests=self.peak_requests,
             stalls=self.stalls - earlier.stalls,
+            first_byte_at=self.first_byte_at,
             statuses={
                 status: more
                 for status, count in self.statuses.items()
@@ -260,6 +265,8 @@ class Origin:
                 # Counted when it is handed over: whoever has read the last byte finds it counted.
                 sent += len(view)
                 self.stats.body_bytes += len(view)
+                if stop - start > 1:
+                    self.stats.first_byte_at = self.stats.first_byte_at or time.monotonic()
                 await response.write(view)
         finally:
             self.stats.repeated_bytes += stored.sent.add(start, sent)
@@ -297,11 +304,19 @@ class Origin:
                 return web.json_response({})
             if action == ("POST", "urls") and body["name"] in self._objects:
                 return web.json_response({"url": self.presign(body["name"], request.host)})
+            if action == ("POST", "trees"):
+                return web.json_response({"urls": self._tree(request.host, **body)})
             if action == ("POST", "objects"):
                 return web.json_response(await self._create(request.host, **body))
         except (ValueError, TypeError, KeyError) as error:
             return web.json_response({"error": repr(error)}, status=400)
         return web.json_response({"error": f"no {request.method} {request.raw_path}"}, status=404)
+
+    def _tree(self, host: str, name: str, count: int, size: int) -> list[str]:
+        names = [f"{name}/{number}" for number in range(count)]
+        for each in names:
+            self.create(each, size)
+        return [self.presign(each, host) for each in names]
 
     async def _create(self, host: str, name: str, size: int, seed: int = 0, sha256: bool = False) -> dict[str, Any]:
         content = self.create(name, size, seed=seed)

@@ -47,6 +47,10 @@ class OriginClient:
         answer = self._call("POST", "objects", {"name": name, "size": size, "seed": seed, "sha256": sha256})
         return RemoteObject(name, answer["url"], answer["etag"], answer["bytes"], answer["xxh3_128"], answer["sha256"])
 
+    def create_tree(self, name: str, count: int, size: int) -> tuple[str, ...]:
+        """Make `count` objects of `size` bytes each, name/0, name/1, …, and return their presigned URLs."""
+        return tuple(self._call("POST", "trees", {"name": name, "count": count, "size": size})["urls"])
+
     def presign(self, name: str) -> str:
         """Return another presigned URL of an object that exists."""
         return str(self._call("POST", "urls", {"name": name})["url"])

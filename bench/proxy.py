@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -146,7 +147,7 @@ def cost(
 
     def load(duration: float) -> Load:
         return run_load(
-            (address.host, address.port), request, body_bytes=size, connections=connections, seconds=duration
+            (address.host, address.port), repeat(request), body_bytes=size, connections=connections, seconds=duration
         )
 
     load(_WARM_SECONDS)

@@ -1,7 +1,7 @@
 """Caching proxies to be measured against: nginx with proxy_cache, and squid, as Debian packages them.
 
 Each runs as one process with one worker, keeps what it is asked for as long as the run lasts, and writes no access log.
-Squid keeps its objects in memory, nginx in files.
+Squid keeps its objects in memory, nginx in files. Beside them nginx as a plain server of files, with and without TLS.
 """
 
 from __future__ import annotations
@@ -49,6 +49,34 @@ http {{
   }}
 }}
 """
+
+_NGINX_FILES = """\
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  sendfile on;
+  tcp_nopush on;
+  keepalive_requests 1000000000;
+  client_body_temp_path {directory}/nginx-body;
+  proxy_temp_path {directory}/nginx-temp;
+  fastcgi_temp_path {directory}/nginx-fastcgi;
+  scgi_temp_path {directory}/nginx-scgi;
+  uwsgi_temp_path {directory}/nginx-uwsgi;
+  server {{
+    listen 127.0.0.1:{port}%s;
+    root {directory}/files;
+  }}
+}}
+"""
+
+_TLS = """ ssl;
+    ssl_certificate {directory}/leaf.pem;
+    ssl_certificate_key {directory}/leaf.pem;
+    ssl_session_tickets on"""
 
 _SQUID = """\
 http_port 127.0.0.1:{port}
@@ -114,19 +142,25 @@ class RunningRival:
     version: str
 
 
+def _nginx_command(program: str, file: Path) -> list[str]:
+    return [program, "-e", "stderr", "-p", str(file.parent), "-c", str(file)]
+
+
+_NGINX_VERSION = r"nginx/(\S+)"
+
 RIVALS: Mapping[str, Rival] = {
     rival.name: rival
     for rival in (
-        Rival(
-            "nginx proxy_cache",
-            "nginx",
-            _NGINX,
-            lambda program, file: [program, "-e", "stderr", "-p", str(file.parent), "-c", str(file)],
-            r"nginx/(\S+)",
-        ),
+        Rival("nginx proxy_cache", "nginx", _NGINX, _nginx_command, _NGINX_VERSION),
         Rival("squid", "squid", _SQUID, lambda program, file: [program, "-N", "-f", str(file)], r"Version (\S+)"),
     )
 }
+
+NGINX_FILES = Rival("nginx", "nginx", _NGINX_FILES % "", _nginx_command, _NGINX_VERSION)
+"""A plain server of what is in `files` of its directory, with Debian's sendfile and tcp_nopush."""
+
+NGINX_TLS_FILES = Rival("nginx with TLS", "nginx", _NGINX_FILES % _TLS, _nginx_command, _NGINX_VERSION)
+"""The same over TLS, with the certificate and the key in `leaf.pem` of its directory."""
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from bench.proxy import Contender, Cost, Result, cost, request_for
 from bench.rivals import RIVALS
 
 BODY = b"x" * 1000
+REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 
 
 @contextlib.contextmanager
@@ -45,9 +47,16 @@ def answering(answer: bytes) -> Iterator[tuple[str, int]]:
 
 def test_a_load_counts_whole_answers() -> None:
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + BODY) as address:
-        load = run_load(address, b"GET / HTTP/1.1\r\n\r\n", body_bytes=1000, connections=3, seconds=0.05)
+        load = run_load(address, repeat(REQUEST), body_bytes=1000, connections=3, seconds=0.05)
     assert load.requests == len(load.latencies) > 0
     assert 0 < load.latency(0.5) <= load.latency(1.0)
+
+
+def test_a_load_ends_with_its_requests() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + BODY) as address:
+        load = run_load(address, repeat(REQUEST, 5), body_bytes=1000, connections=3)
+        none = run_load(address, (), body_bytes=1000, connections=1)
+    assert (load.requests, none.requests) == (5, 0)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,7 @@ def test_a_load_counts_whole_answers() -> None:
 )
 def test_a_load_takes_no_other_answer_for_a_quick_one(answer: bytes) -> None:
     with answering(answer) as address, pytest.raises(LoadError):
-        run_load(address, b"GET / HTTP/1.1\r\n\r\n", body_bytes=1000, connections=1, seconds=5.0)
+        run_load(address, repeat(REQUEST), body_bytes=1000, connections=1, seconds=5.0)
 
 
 def test_figures_name_what_is_missing() -> None:
