@@ -154,15 +154,17 @@ class _Swarm:
     def _carry_out(self, commands: Sequence[Command]) -> None:
         found: list[Event] = []
         for command in commands:
+            # By keyword: for a pattern by position the interpreter makes a string each time, and keeps thousands of
+            # them. Those would be weighed.
             match command:
-                case ReadJournal(version_id):
+                case ReadJournal(version_id=version_id):
                     found.append(JournalRead(version_id, {}))
-                case Send(host_id, Assignment() as assignment):
+                case Send(host_id=host_id, message=Assignment() as assignment):
                     self.assignments += 1
                     member = self._members[host_id]
                     member.assigned(assignment, self._now)
                     self._wake(member)
-                case Send(host_id, Following() as following):
+                case Send(host_id=host_id, message=Following() as following):
                     self.assignments += 1
                     member = self._members[host_id]
                     member.followed(following, self._now)

@@ -152,7 +152,7 @@ def _load(swarm: Swarm, host: Host) -> tuple[int, float, bool]:
 
     With a small version it is first of all how many children were sent to it for such a one lately.
     """
-    riding = len(host.riding or ()) if swarm.small else 0
+    riding = len(host.riding) if swarm.small else 0
     return riding, len(host.uploading) / host.hello.upload_slots, host.hello.seed
 
 

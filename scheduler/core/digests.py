@@ -106,4 +106,6 @@ class Digests:
         self._disputed.discard(index)
         self._corrupt.pop(index, None)
         claims = self._claims.pop(index, {})
+        if not self._claims:
+            self._claims.clear()  # it keeps its table else: as much as all that is known
         return tuple(witness for witness, claimed in claims.items() if claimed != digest and witness != _EARLIER)

@@ -41,7 +41,7 @@ def _check_slots(state: State) -> None:
     assert set(state.open.hosts) <= set(state.hosts), "a host that is gone has free slots"
     for host_id, host in state.hosts.items():
         assert uploading[host_id] == set(host.uploading), f"the slots of {host_id} are miscounted"
-        assert riding[host_id] == set(host.riding or ()), f"what takes no slot of {host_id} is miscounted"
+        assert riding[host_id] == set(host.riding), f"what takes no slot of {host_id} is miscounted"
         slots = host.hello.upload_slots
         brief = sum(flight.swarm.brief for flight in host.uploading)
         assert len(host.uploading) - brief <= slots, f"the slots of {host_id} are oversubscribed"
@@ -153,7 +153,7 @@ def _check_integrity(state: State, swarm: Swarm) -> None:
 
 def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:
     assert state.hosts.get(peer.host.id) is peer.host, "a host is gone, its peer is not"
-    assert (swarm.id in (peer.host.small or ()), swarm.id in peer.host.versions) == (swarm.small, not swarm.small)
+    assert (swarm.id in peer.host.small, swarm.id in peer.host.versions) == (swarm.small, not swarm.small)
     assert not peer.missing & peer.held, "a host wants what it holds"
     assert not peer.sound - peer.held, "a copy that is not there is thought sound"
     assert len(peer.flights) - peer.from_origin <= state.limits.child_window, "a child's window is exceeded"

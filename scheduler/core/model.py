@@ -76,18 +76,20 @@ class Backoff:
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """A machine with an open session."""
+    """A machine with an open session.
+
+    Many send nothing and have no small versions: what is empty is shared, and changed by the methods here alone.
+    """
 
     hello: Hello
-    uploading: dict[Flight, None] = field(default_factory=dict)
+    uploading: Mapping[Flight, None] = field(default_factory=lambda: _NOTHING_SENT)
     """What it is sending: one upload slot each."""
     versions: dict[str, None] = field(default_factory=dict)
     """The versions of which it has a peer; those to which it gave a freed slot last come last."""
-    riding: dict[Flight, None] | None = None
-    """What it is sending of small versions, or was a moment ago: none of these takes a slot. None: nothing yet."""
-    small: dict[str, None] | None = None
-    """The small versions of which it has a peer; they are not in `versions`, for no freed slot matters to them. None:
-    there was none yet."""
+    riding: Mapping[Flight, None] = field(default_factory=lambda: _NOTHING_SENT)
+    """What it is sending of small versions, or was a moment ago: none of these takes a slot."""
+    small: Mapping[str, None] = field(default_factory=lambda: _NO_VERSIONS)
+    """The small versions of which it has a peer; they are not in `versions`, for no freed slot matters to them."""
     turns: int = 0
     """How many freed slots it has given."""
 
@@ -100,6 +102,34 @@ class Host:
         """Tell whether it can send nothing more of a version; those of one piece have a few slots on top."""
         slots = self.hello.upload_slots
         return len(self.uploading) >= slots + (extra_for_brief(slots) if brief else 0)
+
+    def sends(self, flight: Flight) -> None:
+        """Note that it is sending a part."""
+        if flight.swarm.small:
+            self.riding = _with(self.riding, flight, None)
+        else:
+            self.uploading = _with(self.uploading, flight, None)
+
+    def sent(self, flight: Flight) -> None:
+        """Note that it is sending a part no longer."""
+        if flight.swarm.small:
+            self.riding = _without(self.riding, flight) or _NOTHING_SENT
+        else:
+            self.uploading = _without(self.uploading, flight) or _NOTHING_SENT
+
+    def takes_up(self, swarm: Swarm) -> None:
+        """Note that it has a peer of a version."""
+        if swarm.small:
+            self.small = _with(self.small, swarm.id, None)
+        else:
+            self.versions[swarm.id] = None
+
+    def lets_go(self, swarm: Swarm) -> None:
+        """Note that it has no peer of a version any more."""
+        if swarm.small:
+            self.small = _without(self.small, swarm.id) or _NO_VERSIONS
+        else:
+            del self.versions[swarm.id]
 
 
 class OpenHosts:
@@ -154,6 +184,8 @@ def no_pieces(size: int) -> Bitmap:
     return Bitmap(size)
 
 
+_NOTHING_SENT: Final[Mapping[Flight, None]] = MappingProxyType({})
+_NO_VERSIONS: Final[Mapping[str, None]] = MappingProxyType({})
 _NO_FLIGHTS: Final[Mapping[int, Flight]] = MappingProxyType({})
 _NONE_AVOIDED: Final[Mapping[str, Backoff]] = MappingProxyType({})
 _NONE_REFUSED: Final[Mapping[Source, Backoff]] = MappingProxyType({})

@@ -99,14 +99,15 @@ class SchedulerCore:
         state = self._state
         if state.began is None:
             state.began = now
+        # By keyword: for a pattern by position the interpreter makes a string each time, and keeps thousands of them.
         match event:
             case Tick():
                 return self._tick(now)
-            case HostJoined(hello):
+            case HostJoined(hello=hello):
                 before = tuple(state.seeds)
                 transitions.host_joined(state, hello, now)
                 return self._tell_of_seeds(before, hello.host_id)
-            case HostLeft(host_id):
+            case HostLeft(host_id=host_id):
                 before = tuple(state.seeds)
                 self._budgets.host_left(host_id)
                 transitions.host_left(state, host_id, now)
@@ -116,7 +117,7 @@ class SchedulerCore:
             case MembersChanged():
                 handover.members_changed(state, event, now)
                 return []
-            case OriginParts(parts, rest):
+            case OriginParts(parts=parts, rest=rest):
                 self._budgets.divide(parts, rest)
                 return []
         host = state.hosts.get(event.host_id)

@@ -108,12 +108,7 @@ class Swarm:
             self.peers[host.id] = peer
             if host.hello.seed:
                 self.seeds[host.id] = peer
-            if not self.small:
-                host.versions[self.id] = None
-            elif host.small is None:
-                host.small = {self.id: None}
-            else:
-                host.small[self.id] = None
+            host.takes_up(self)
             if self.gives(host) and self._seen == self._changes():
                 self._open.append(peer)
         return peer

@@ -51,10 +51,7 @@ class State:
     def drop(self, swarm: Swarm) -> None:
         """Forget a swarm of which nobody holds, wants or fetches anything."""
         for peer in swarm.peers.values():
-            host = peer.host
-            versions = host.small if swarm.small else host.versions
-            assert versions is not None
-            del versions[swarm.id]
+            peer.host.lets_go(swarm)
         del self.swarms[swarm.id]
         self.dirty.pop(swarm.id, None)
 
@@ -106,12 +103,8 @@ class State:
             if flight.parent is None:
                 swarm.origin_assigned(index)
         if flight.parent is not None:
-            if swarm.small:
-                if flight.parent.riding is None:
-                    flight.parent.riding = {}
-                flight.parent.riding[flight] = None
-            else:
-                flight.parent.uploading[flight] = None
+            flight.parent.sends(flight)
+            if not swarm.small:
                 self.look(flight.parent)
         self.arm(swarm, child, now + self.silence(flight))
 
@@ -125,13 +118,10 @@ class State:
             swarm.pending[child.host.id] = None
         if parent is None:
             swarm.origin_over(index)
-        elif not flight.pieces and swarm.small:
-            assert parent.riding is not None
-            del parent.riding[flight]
         elif not flight.pieces:
             was_full = parent.full(brief=False)
-            del parent.uploading[flight]
-            if was_full:
+            parent.sent(flight)
+            if was_full and not swarm.small:
                 self.look(parent)
                 self.freed[parent.id] = None
         self.touch(swarm)
@@ -143,7 +133,7 @@ class State:
 
     def withdraw(self, swarm: Swarm, peer: Peer, pieces: Bitmap) -> None:
         """End the flights that bring these pieces from a peer that no longer gives them."""
-        sending = (peer.host.riding or {}) if swarm.small else peer.host.uploading
+        sending = peer.host.riding if swarm.small else peer.host.uploading
         for flight in [flight for flight in sending if flight.swarm is swarm]:
             for index in [index for index in sorted(flight.pieces) if index in pieces]:
                 self.stop(flight, index)

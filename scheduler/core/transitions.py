@@ -50,10 +50,10 @@ def host_left(state: State, host_id: str, now: float) -> None:
         return
     if state.seeds.pop(host_id, None):
         _reconsider_the_origin(state)
-    for flight in (*host.uploading, *(host.riding or ())):
+    for flight in (*host.uploading, *host.riding):
         state.stop_all(flight)
     state.gone(host_id)
-    for version_id in (*host.versions, *(host.small or ())):
+    for version_id in (*host.versions, *host.small):
         swarm = state.swarms[version_id]
         peer = swarm.peers[host_id]
         for index in tuple(peer.flights):
