@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import socket
@@ -14,13 +15,19 @@ import uvloop
 
 from p2p.config import Address
 from p2p.errors import ConfigError, StoreError
+from p2p.stalls import watch_if_asked
 from p2p.tasks import TaskScope
-from p2p.telemetry import configure_logging
+from p2p.telemetry import configure_logging, logger
 
 EXIT_CONFIG = 2
 """Exit status for settings that cannot work: one line on standard error says which and what to do."""
 
 _BACKLOG = 1024
+
+_USED_LATER = ("_strptime", "encodings.idna")
+"""What the standard library imports when it is first used, which in a daemon is in its loop."""
+
+_LOG = logger(__name__)
 
 
 def run_daemon(
@@ -38,6 +45,17 @@ def run_daemon(
         print(f"damselfly {command}: {error}", file=sys.stderr)
         return EXIT_CONFIG
     return 0
+
+
+def announce_ready(**fields: str) -> None:
+    """Say that the daemon serves from now on, and where: `fields` go into the line that whoever started it waits for.
+
+    From here on its loop is watched for stalls, if that was asked for (`p2p.stalls`).
+    """
+    for module in _USED_LATER:
+        importlib.import_module(module)
+    watch_if_asked()
+    _LOG.info("ready", **fields)
 
 
 class StopSignals:

@@ -15,7 +15,7 @@ from aiohttp import web
 from p2p.auth import ClusterSecret, is_loopback, require_secret
 from p2p.config import Address
 from p2p.control import Allowance, Hello, SchedulerMessage, Schedulers, Seeds
-from p2p.daemon import StopSignals, bound, listen, run_daemon
+from p2p.daemon import StopSignals, announce_ready, bound, listen, run_daemon
 from p2p.dns import DnsName
 from p2p.errors import ConfigError, StoreError
 from p2p.tasks import TaskScope
@@ -218,7 +218,7 @@ async def _run(
             # A client that comes in the very first moment would be served from the origin, past the fleet.
             await links.settle(_FIRST_SESSION_SECONDS)
             await proxy.start(sockets["proxy"])
-            log.info("ready", host=host_id, **{name: str(bound(sock)) for name, sock in sockets.items()})
+            announce_ready(host=host_id, **{name: str(bound(sock)) for name, sock in sockets.items()})
             await stopping.told.wait()
             log.info("stopping", drain_seconds=settings.drain_seconds)
 

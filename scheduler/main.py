@@ -15,7 +15,7 @@ from aiohttp import web
 
 from p2p.auth import ClusterSecret, require_secret
 from p2p.config import Address
-from p2p.daemon import StopSignals, bound, cannot_listen, listen, run_daemon
+from p2p.daemon import StopSignals, announce_ready, bound, cannot_listen, listen, run_daemon
 from p2p.dns import DnsName
 from p2p.errors import ConfigError
 from p2p.rpc.channel import open_server
@@ -97,11 +97,7 @@ async def _serve(settings: SchedulerSettings) -> None:
             api.add_routes(routes(fleet, preheats, secret=secret, elsewhere=board))
             async with _http(api, http_socket):
                 await server.start()
-                log.info(
-                    "ready",
-                    grpc=str(Address(settings.grpc.host, grpc_port)),
-                    http=str(bound(http_socket)),
-                )
+                announce_ready(grpc=str(Address(settings.grpc.host, grpc_port)), http=str(bound(http_socket)))
                 await stopping.told.wait()
                 log.info("stopping")
                 ready = False
