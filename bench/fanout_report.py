@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,11 +173,11 @@ class Result:
             completed={hosts[name]: at for name, at in sample.completed.items()},
             failed={hosts[name]: why for name, why in sample.failed.items()},
             unhealthy={hosts[name] for name in sample.lost},
-            sent=defaultdict(
-                int, {(hosts[name], number): count for (name, number), count in sample.sent.items() if name in hosts}
-            ),
             slice_seconds=sample.slice_seconds,
         )
+        for (name, number), count in sample.sent.items():
+            if name in hosts:
+                record.send(hosts[name], count, number)
         return Run(sample.name, self.scenario, record, sample.wall_seconds)
 
 

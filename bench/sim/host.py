@@ -65,6 +65,39 @@ def digest_of(index: int) -> bytes:
 class SimulatedHost:
     """A peer, or a seed peer, of one swarm."""
 
+    __slots__ = (
+        "_clock",
+        "_connected",
+        "_count",
+        "_done",
+        "_draw",
+        "_front",
+        "_half_trip",
+        "_jitter",
+        "_reports_seen",
+        "_scenario",
+        "_stored",
+        "_swarm",
+        "_timer_at",
+        "_transfers",
+        "_up",
+        "_watched",
+        "_working",
+        "alive",
+        "core",
+        "corrupts",
+        "down",
+        "downlink",
+        "followers",
+        "id",
+        "number",
+        "reports",
+        "seed",
+        "uplink",
+        "uploads",
+        "zone",
+    )
+
     def __init__(
         self,
         swarm: SimulatedSwarm,
@@ -208,7 +241,7 @@ class SimulatedHost:
         record = swarm.record
         index = span.start + position
         size = swarm.sizes[index]
-        record.sent[self.number, int(self._clock.now / record.slice_seconds)] += size
+        record.send(self.number, size, int(self._clock.now / record.slice_seconds))
         if self.seed:
             record.seed_bytes += size
         else:

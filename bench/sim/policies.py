@@ -134,7 +134,7 @@ class Policy(ABC):
 
     def _sent(self, parent: Node, child: Node, index: int) -> None:
         size = self.layout.size(index)
-        self.record.sent[parent.number, int(self.clock.now / self.record.slice_seconds)] += size
+        self.record.send(parent.number, size, int(self.clock.now / self.record.slice_seconds))
         if parent.number < self.scenario.seeds:
             self.record.seed_bytes += size
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 
@@ -16,8 +15,8 @@ class Record:
     failed: dict[int, str] = field(default_factory=dict)
     unhealthy: set[int] = field(default_factory=set)
     """Stragglers, hosts that die, and their successors: their completion counts for no percentile."""
-    sent: defaultdict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
-    """Bytes by sender and time slice (`slice_seconds`), for the heat map."""
+    sent: dict[int, list[int]] = field(default_factory=dict)
+    """Bytes by sender, then by time slice (`slice_seconds`), for the heat map."""
     slice_seconds: float = 0.1
     seed_bytes: int = 0
     peer_bytes: int = 0
@@ -44,3 +43,12 @@ class Record:
     """Simulated events."""
     fingerprint: int = 0
     """Of all landings: equal runs have equal ones."""
+
+    def send(self, host: int, size: int, number: int) -> None:
+        """Note that so many bytes left a host in the time slice of that number."""
+        sent = self.sent.get(host)
+        if sent is None:
+            sent = self.sent[host] = []
+        while number >= len(sent):
+            sent.append(0)
+        sent[number] += size

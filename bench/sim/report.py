@@ -151,7 +151,8 @@ def draw(path: Path, runs: Sequence[Run]) -> None:
 def _uplinks(run: Run) -> list[list[float]]:
     """Return the share of the nominal uplink that each host used in each slice of time."""
     sent = run.record.sent
-    hosts = 1 + max((host for host, _ in sent), default=0)
-    slices = 1 + max((number for _, number in sent), default=0)
+    hosts = 1 + max(sent, default=0)
+    slices = max(1, *map(len, sent.values()), 0)
     full = run.scenario.rate * run.record.slice_seconds
-    return [[sent.get((host, number), 0) / full for number in range(slices)] for host in range(hosts)]
+    rows = (sent.get(host, []) for host in range(hosts))
+    return [[size / full for size in row] + [0.0] * (slices - len(row)) for row in rows]

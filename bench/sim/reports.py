@@ -43,6 +43,8 @@ class VirtualTimers:
 class SimulatedEntry:
     """What is on a simulated host of a version: the pieces in `landed`, and the digests of all."""
 
+    __slots__ = ("digest", "landed", "version")
+
     def __init__(self, version: Version, landed: Bitmap, digests: Sequence[bytes]) -> None:
         self.version = version
         self.landed = landed

@@ -9,6 +9,7 @@ from bench.sim.clock import Clock
 from bench.sim.host import SimulatedHost, digest_of
 from bench.sim.network import Channel, Link, Zones
 from bench.sim.origin import SimulatedOrigin
+from bench.sim.pages import use_huge_pages
 from bench.sim.record import Record
 from bench.sim.scenario import Scenario, network_of
 from bench.sim.scheduler import SimulatedScheduler
@@ -72,6 +73,10 @@ class SimulatedSwarm:
             self.scheduler.know(host)
         for node, at in zip(nodes, scenario.arrival_times(self.random), strict=True):
             self.clock.at(at, self._arrive, node)
+        if scenario.nodes >= _MANY_NODES:
+            # What a node takes grows until some time after it has come.
+            for quarter in range(1, 13):
+                self.clock.at(self.clock.now + quarter / 4 * scenario.arrival_seconds, use_huge_pages)
         if scenario.restart_at is not None:
             self.clock.at(scenario.restart_at, self._kill_scheduler)
         if scenario.churn:
@@ -184,5 +189,8 @@ class SimulatedSwarm:
             delay = self.scenario.rtt * (0.5 + self.random.random())
             self.clock.after(delay, host.find_scheduler)
 
+
+_MANY_NODES = 1000
+"""So many nodes are more than a CPU's caches hold."""
 
 _REPLAY = "the same options and --seed show it again"

@@ -13,6 +13,7 @@ piece down its tree once: what it gave beyond that, it would have to send twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 
 from p2p.control import FailureReason, Following
@@ -69,9 +70,9 @@ class Followings(dict[str, FollowedParent]):
         """Whether the scheduler knows that these are followed."""
         self.live = False
         """Whether some parent can be heard."""
-        self._everything = (1 << count) - 1
+        self._everything = _everything(count)
         self._of = 0
-        self._stripes: list[int] = []
+        self._stripes: tuple[int, ...] = ()
         """The pieces of each stripe."""
         self._followed: tuple[int, ...] = ()
         self._fronts: list[int] = []
@@ -97,8 +98,8 @@ class Followings(dict[str, FollowedParent]):
             commands.append(Unwatch(parent_id))
         for parent_id, parent in named.items():
             stripes = tuple(sorted({stripe % self._of for stripe in parent.stripes}))
-            own = 0
-            for stripe in stripes:
+            own = self._stripes[stripes[0]]
+            for stripe in stripes[1:]:
                 own |= self._stripes[stripe]
             known = self.get(parent_id)
             if known is not None and known.address == parent.address and known.lost is None:
@@ -242,8 +243,7 @@ class Followings(dict[str, FollowedParent]):
     def _cut(self, stripes: int) -> None:
         """Number the pieces of so many stripes."""
         self._of = stripes
-        comb = sum(1 << index for index in range(0, self._everything.bit_length(), stripes)) if stripes else 0
-        self._stripes = [comb << stripe & self._everything for stripe in range(stripes)]
+        self._stripes = _stripes(self._everything.bit_length(), stripes)
 
     def _heard_in(self, parent: FollowedParent) -> tuple[int, ...]:
         """Return the stripes in which a parent is to be heard now."""
@@ -279,3 +279,19 @@ class Followings(dict[str, FollowedParent]):
             or bool(self._behind_since)
             or any(parent.lost is not None or parent.rests_until > -inf for parent in self.values())
         )
+
+
+# The same for all downloads of as many pieces, so that a thousand of them share what would not fit into a CPU's cache.
+
+
+@lru_cache(maxsize=64)
+def _everything(count: int) -> int:
+    """Return all of `count` pieces."""
+    return (1 << count) - 1
+
+
+@lru_cache(maxsize=64)
+def _stripes(count: int, stripes: int) -> tuple[int, ...]:
+    """Return the pieces of each stripe of `count` pieces."""
+    comb = sum(1 << index for index in range(0, count, stripes)) if stripes else 0
+    return tuple(comb << stripe & _everything(count) for stripe in range(stripes))

@@ -9,6 +9,8 @@ nor for a small version that came from another host: there was no slot to be giv
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import or_
 from typing import Protocol
 
 from p2p.control import LAZY_REPORT_SECONDS, ORIGIN, SMALL_BYTES, Failed, FailureReason, Landed, PeerMessage, Progress
@@ -27,8 +29,9 @@ from p2p.errors import (
     StoreError,
     VersionChangedError,
 )
-from p2p.pieces import Bitmap, Span, spans_of
+from p2p.pieces import Bitmap, Span
 from p2p.versions import Version
+from peer.core.bits import bits_of, bits_of_bitmap, spans_of_bits
 from peer.core.outbox import Timer, Timers
 
 REPORT_SECONDS = 0.002
@@ -63,6 +66,22 @@ class Reported(Protocol):
 class Reports:
     """Batches the reports of one version."""
 
+    __slots__ = (
+        "_entry",
+        "_failed",
+        "_followed",
+        "_landed",
+        "_later",
+        "_one_piece",
+        "_send",
+        "_small",
+        "_soon",
+        "_soon_is_hurried",
+        "_timers",
+        "lazy_seconds",
+        "sent",
+    )
+
     def __init__(self, entry: Reported, send: Send, timers: Timers) -> None:
         """Report on `entry` by way of `send`."""
         self._entry = entry
@@ -72,7 +91,8 @@ class Reports:
         self._one_piece = entry.landed.size == 1
         self._landed: list[Landed] = []
         self._failed: list[Failed] = []
-        self._followed: dict[int, str] = {}
+        self._followed: dict[str, int] = {}
+        """The pieces (bits) that came from each followed parent."""
         self._soon: Timer | None = None
         self._soon_is_hurried = False
         self._later: Timer | None = None
@@ -103,8 +123,7 @@ class Reports:
     def _add(self, news: Progress, *, soon: bool) -> None:
         if not soon:
             for landed in news.landed:
-                for index in landed.span:
-                    self._followed[index] = landed.parent_id
+                self._followed[landed.parent_id] = self._followed.get(landed.parent_id, 0) | bits_of((landed.span,))
             if self._later is None:
                 self._later = self._timers.call_later(self.lazy_seconds, self.flush)
             return
@@ -134,10 +153,11 @@ class Reports:
 
     def _proven(self) -> Iterator[Landed]:
         """Join pieces of several stripes, so of several parents, into spans; the first piece's parent is named."""
-        held, followed = self._entry.landed, self._followed
-        for span in spans_of(sorted(index for index in followed if index in held)):
+        followed = self._followed
+        landed = bits_of_bitmap(self._entry.landed) & reduce(or_, followed.values())
+        for span in spans_of_bits(landed):
             proof = piece_digest(b"".join([self._entry.digest(index) for index in span]))
-            yield Landed(span, followed[span.start], proof=proof)
+            yield Landed(span, next(each for each, bits in followed.items() if bits >> span.start & 1), proof=proof)
 
 
 def joined(landed: Iterable[Landed]) -> Iterable[Landed]:

@@ -17,10 +17,14 @@ def test_a_burst_of_reports_does_not_delay_the_answer_to_who_asks() -> None:
     swarm = SimulatedSwarm(Scenario(nodes=1, size=32 * MIB, warm=True, jitter=0.0))
     scheduler, clock = SimulatedScheduler(swarm), swarm.clock
     heard: list[tuple[float, SchedulerMessage]] = []
-    hosts = [SimulatedHost(swarm, number, seed=number == 0, rate=1e9) for number in range(REPORTS + 2)]
+
+    class Listener(SimulatedHost):
+        def hear(self, message: SchedulerMessage) -> None:
+            heard.append((clock.now, message))
+
+    hosts = [Listener(swarm, number, seed=number == 0, rate=1e9) for number in range(REPORTS + 2)]
     for host in hosts:
         swarm.hosts[host.id] = host
-        host.hear = lambda message: heard.append((clock.now, message))  # type: ignore[method-assign]
         scheduler.know(host)
     clock.run(1.0)
     heard.clear()
