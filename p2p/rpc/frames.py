@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from p2p.control import Hello, PeerMessage, SchedulerMessage
+from p2p.control import PeerMessage, SchedulerMessage
 from p2p.errors import BadRequestError
 from p2p.rpc.convert import (
     peer_message_from_proto,
@@ -39,10 +39,7 @@ def peer_messages(frame: pb.PeerMessage) -> tuple[PeerMessage, ...]:
         message = peer_message_from_proto(frame)
         return () if message is None else (message,)
     _check(len(frame.batch.messages))
-    said = tuple(message for each in frame.batch.messages if (message := peer_message_from_proto(each)) is not None)
-    if any(isinstance(message, Hello) for message in said):
-        raise BadRequestError("a Hello within a batch; it opens a session")
-    return said
+    return tuple(message for each in frame.batch.messages if (message := peer_message_from_proto(each)) is not None)
 
 
 def scheduler_frames(messages: Iterable[SchedulerMessage]) -> Iterator[pb.SchedulerMessage]:

@@ -61,7 +61,7 @@ def fetching(state: State, swarm: Swarm, peer: Peer, spans: Iterable[Span], now:
 
 def _await_the_others(state: State, swarm: Swarm, now: float) -> None:
     """Have a version that is older than this scheduler wait until hosts have had the time to come back to it."""
-    until = state.limits.settle + (now if state.began is None else state.began)
+    until = state.began + state.limits.settle
     if now < until:
         # Also where the swarm is forgotten meanwhile: who says that it is at a version may not have a piece of it yet.
         state.earlier[swarm.id] = None

@@ -97,8 +97,7 @@ class SchedulerCore:
         """
         self._now = now
         state = self._state
-        if state.began is None:
-            state.began = now
+        state.began = min(state.began, now)
         # By keyword: for a pattern by position the interpreter makes a string each time, and keeps thousands of them.
         match event:
             case Tick():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from math import inf
 
 from p2p.checksums import Strikes
 from p2p.pieces import Bitmap
@@ -27,8 +28,8 @@ class State:
         self.freed: dict[str, None] = {}
         """Hosts that have a free slot again; the next pass offers it to those who found nothing before."""
         self.timers: list[tuple[float, int, str, str]] = []
-        self.began: float | None = None
-        """When the first event came."""
+        self.began = inf
+        """When the first event came; inf: none has come yet."""
         self.earlier: dict[str, None] = {}
         """Versions that hosts were at before that."""
         self.strikes = Strikes()

@@ -194,7 +194,7 @@ def journal_read(state: State, event: JournalRead) -> list[Command]:
     if swarm is None:
         return commands
     swarm.journal_read = True
-    if event.digests and not swarm.begun_anew and state.began is not None:
+    if event.digests and not swarm.begun_anew:
         swarm.origin_from = max(swarm.origin_from, state.began + state.limits.settle)
     for index, digest in event.digests.items():
         if index < swarm.size and not swarm.begun_anew:

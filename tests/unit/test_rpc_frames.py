@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2p.control import Condemned, Hello, Holding, Holdings, PeerMessage, SchedulerMessage, Unwant, Verify
+from p2p.control import Condemned, Holding, Holdings, PeerMessage, SchedulerMessage, Unwant, Verify
 from p2p.errors import BadRequestError
 from p2p.pieces import MIB, Bitmap, PieceLayout
 from p2p.rpc.convert import peer_message_to_proto
@@ -62,11 +62,9 @@ def test_heartbeats_say_nothing() -> None:
 
 
 def test_what_must_not_be_in_a_batch_is_refused() -> None:
-    hello = peer_message_to_proto(Hello("h", "h:1"))
     inner = pb.PeerMessage(batch=pb.PeerBatch())
     welcome = pb.SchedulerMessage(welcome=pb.Welcome())
     for wrong in (
-        pb.PeerMessage(batch=pb.PeerBatch(messages=[hello])),
         pb.PeerMessage(batch=pb.PeerBatch(messages=[inner])),
         pb.PeerMessage(batch=pb.PeerBatch(messages=[pb.PeerMessage()] * 2)),
         pb.PeerMessage(batch=pb.PeerBatch(messages=map(peer_message_to_proto, unwants(FRAME_MESSAGES + 1)))),

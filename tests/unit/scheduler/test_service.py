@@ -202,10 +202,12 @@ async def test_whoever_does_not_introduce_himself_is_refused(message: pb.PeerMes
 
 
 async def test_nonsense_in_a_session_ends_it() -> None:
+    hello = peer_message_to_proto(Hello("h", "h:1"))
     async with running() as scheduler:
         for nonsense in (
             pb.PeerMessage(unwant=pb.Unwant(version_id="nonsense")),
-            peer_message_to_proto(Hello("h", "h:1")),
+            hello,
+            pb.PeerMessage(batch=pb.PeerBatch(messages=[hello])),
             peer_message_to_proto(Holdings((holding_of(VERSION, (Span(0, 1),)),))),
         ):
             async with host(scheduler, "h") as said:
