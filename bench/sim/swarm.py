@@ -74,9 +74,10 @@ class SimulatedSwarm:
         for node, at in zip(nodes, scenario.arrival_times(self.random), strict=True):
             self.clock.at(at, self._arrive, node)
         if scenario.nodes >= _MANY_NODES:
-            # What a node takes grows until some time after it has come.
-            for quarter in range(1, 13):
-                self.clock.at(self.clock.now + quarter / 4 * scenario.arrival_seconds, use_huge_pages)
+            # A node takes more and more, most of that in its first seconds.
+            for part in range(1, 33):
+                later = (part / 32) ** 2 * scenario.single_node_seconds
+                self.clock.at(self.clock.now + later, use_huge_pages)
         if scenario.restart_at is not None:
             self.clock.at(scenario.restart_at, self._kill_scheduler)
         if scenario.churn:
