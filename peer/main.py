@@ -107,6 +107,7 @@ async def _serve(settings: PeerSettings) -> None:
         settings.data_dir,
         capacity=settings.capacity,
         on_dropped=lambda version_id: dropped[0].dropped(version_id) if dropped else None,
+        on_damaged=lambda version_id, spans: dropped[0].damaged(version_id, spans) if dropped else None,
     )
     try:
         host_id = settings.host_id or _host_id(settings.data_dir)

@@ -33,13 +33,13 @@ from p2p.digests import ExpectedDigest
 from p2p.errors import ChecksumMismatchError, DamselflyError, DigestMismatchError, StoppingError, StoreError
 from p2p.identity import Store as StoreKind
 from p2p.identity import Task, identify
-from p2p.pieces import Bitmap
+from p2p.pieces import MIB, Bitmap, Span
 from p2p.ranges import ByteRange
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.urgency import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from p2p.versions import Version
-from peer.core.messages import Assigned, Followed, SchedulerDown, SchedulerUp
+from peer.core.messages import Assigned, Followed, PiecesLost, SchedulerDown, SchedulerUp
 from peer.core.pace import Paces
 from peer.download.contract import TransferPool
 from peer.download.driver import Download, Tally
@@ -52,6 +52,9 @@ from peer.verify import ObjectDigests, Verification
 log = logger(__name__)
 
 REMEMBERED_TALLIES = 1024
+
+VERIFIED_BYTES = 32 * MIB
+"""How far a reader has pieces verified at once that a killed process recorded."""
 
 Whence = Literal["local", "remote", "origin"]
 
@@ -91,7 +94,7 @@ class Reader:
         self,
         entry: Entry,
         wanted: ByteRange,
-        download: Download | None,
+        start: Callable[[Entry], Download],
         source: Source,
         demand: Demand | None,
         priority: int,
@@ -99,14 +102,27 @@ class Reader:
         self.entry = entry
         self.wanted = wanted
         self._demand = demand
-        self._download = download
+        self._start = start
+        self._source = source
+        self._priority = priority
+        self._download: Download | None = None
         self._failure: DamselflyError | None = None
         self._first_missing = -1
         self._number = 0
-        if download is not None:
-            missing = entry.landed.missing(entry.layout.covering(wanted))
-            self._first_missing = missing[0].start
-            self._number = download.join(missing, source, self._fail, priority)
+        self._asked = Bitmap(entry.layout.count)
+        if not entry.landed.covers(entry.layout.covering(wanted)):
+            self._join()
+
+    def _join(self) -> None:
+        """Want what is missing, also what was here when this reader came and was found damaged since."""
+        missing = self.entry.landed.missing(self.entry.layout.covering(self.wanted))
+        before, number = self._download, self._number
+        self._download = self._start(self.entry)
+        self._first_missing = missing[0].start
+        self._asked = Bitmap(self.entry.layout.count, missing)
+        self._number = self._download.join(missing, self._source, self._fail, self._priority)
+        if before is not None:
+            before.leave(number)
 
     @property
     def origin_of_bytes(self) -> Whence:
@@ -124,19 +140,23 @@ class Reader:
 
         Raises what ended the download when no way is left to get that byte.
         """
-        layout, landed = self.entry.layout, self.entry.landed
-        index = offset // layout.piece_length
-        while index not in landed:
+        entry, layout, landed = self.entry, self.entry.layout, self.entry.landed
+        index, ahead = offset // layout.piece_length, max(1, VERIFIED_BYTES // layout.piece_length)
+        while index not in landed or index in entry.unproven:
+            if index in landed:
+                # A part at a time: the first bytes need not wait until a hundred gigabytes are verified.
+                await entry.ensure_verified(Span(index, min(index + ahead, layout.count)))
+                continue
             if self._failure is not None:
                 raise self._failure
-            if self._download is None or self._download.closed:
-                raise StoreError(
-                    f"piece {index} of version {self.entry.version.id} was removed while it was being read"
-                )
+            if entry.retired:
+                raise StoreError(f"piece {index} of version {entry.version.id} was removed while it was being read")
+            if self._download is None or self._download.closed or index not in self._asked:
+                self._join()
             with self._demand.waiting() if self._demand is not None else nullcontext():
-                await self.entry.wait(index)
+                await entry.wait(index)
         rest = layout.covering(ByteRange(offset, self.wanted.stop))
-        gaps = landed.missing(rest)
+        gaps = (landed - entry.unproven if entry.unproven else landed).missing(rest)
         return layout.offset(gaps[0].start) if gaps else self.wanted.stop
 
     def close(self) -> None:
@@ -348,6 +368,12 @@ class TaskManager:
         self._integrity.gone(version_id)
         self._schedulers.send(version_id, Dropped(version_id))
 
+    def damaged(self, version_id: str, spans: tuple[Span, ...]) -> None:
+        """Take note that pieces held here were found damaged: nobody is to be sent here for them any more."""
+        self._schedulers.send(version_id, Dropped(version_id, spans))
+        if (download := self._downloads.get(version_id)) is not None:
+            download.dispatch(PiecesLost(spans))
+
     async def stop(self) -> None:
         """Take no new readers, fail those that still wait, and end every transfer."""
         self._stopping = True
@@ -361,10 +387,9 @@ class TaskManager:
         """Return a reader that takes over one reference to the entry."""
         try:
             span = entry.layout.covering(wanted)
-            await entry.ensure_verified(span)
+            await entry.ensure_known(span)
             self._require_running()
-            here = entry.landed.covers(span)
-            return Reader(entry, wanted, None if here else self._download(entry), source, demand, priority)
+            return Reader(entry, wanted, self._joined, source, demand, priority)
         except BaseException:
             entry.release()
             raise
@@ -392,6 +417,10 @@ class TaskManager:
             await download.stop(error)
         await self._store.remove_version(version_id)
         self.dropped(version_id)
+
+    def _joined(self, entry: Entry) -> Download:
+        self._require_running()
+        return self._download(entry)
 
     def _download(self, entry: Entry) -> Download:
         version_id = entry.version.id

@@ -38,7 +38,7 @@ from p2p.control import (
     Unwant,
     Want,
 )
-from p2p.pieces import Bitmap, PieceLayout, one_piece
+from p2p.pieces import Bitmap, PieceLayout, Span, one_piece
 from p2p.urgency import LOWEST_PRIORITY, Urgency
 from p2p.versions import Version
 from peer.core.bits import bitmap_of, bits_of, bits_of_bitmap, spans_of_bits
@@ -56,6 +56,7 @@ from peer.core.messages import (
     ParentHas,
     ParentLost,
     PieceLanded,
+    PiecesLost,
     SchedulerDown,
     SchedulerUp,
     Stop,
@@ -158,6 +159,8 @@ class DownloadCore:
                 if flight.followed and not flight.remaining:
                     self._transfers.pull_after(flight, self._wanted, now, commands)
                     return commands
+            case PiecesLost(spans):
+                self._pieces_lost(spans, now, commands)
             case Interest():
                 self._interest(event, now, commands)
             case Disinterest(reader):
@@ -310,6 +313,17 @@ class DownloadCore:
             landed = Landed(one_piece(index), flight.parent_id, digests)
             commands.append(Tell(Progress(self.version.id, (landed,)), soon=not flight.followed))
         return flight
+
+    def _pieces_lost(self, spans: tuple[Span, ...], now: float, commands: list[Command]) -> None:
+        for span in spans:
+            self.landed.discard(span)
+        self._lacking |= bits_of(spans)
+        known, self._wanted = self._wanted, self._readers.pieces & self._lacking
+        if self._wanted != known:
+            if not known:
+                self._last_landing = now
+            self._followings.wants(self._wanted, now)
+            self._ask(self._wanted & ~known & ~self._own_initiative(), commands)
 
     def _transfer_ended(self, event: TransferEnded, now: float, commands: list[Command]) -> Flight:
         flight = self._transfers.end(event.transfer)

@@ -77,6 +77,13 @@ class PieceLanded:
 
 
 @dataclass(frozen=True, slots=True)
+class PiecesLost:
+    """Pieces that had landed were found damaged, and are not here any more."""
+
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TransferEnded:
     """A transfer is over; `reason` None means that it brought all its pieces or was aborted."""
 
@@ -110,6 +117,7 @@ Event = (
     | SchedulerUp
     | SchedulerDown
     | PieceLanded
+    | PiecesLost
     | OriginOverloaded
     | TransferEnded
     | Tick

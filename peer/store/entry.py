@@ -10,7 +10,7 @@ from typing import Protocol, Self
 from p2p.digests import PIECE_DIGEST_BYTES, piece_hasher
 from p2p.errors import StoreError
 from p2p.identity import Task
-from p2p.pieces import Bitmap, PieceLayout, Span
+from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import Version
 from peer.store.files import DataFile
 
@@ -29,6 +29,9 @@ class Keeper(Protocol):
 
     async def settle(self, entry: Entry, sound: Sequence[int], damaged: Sequence[int]) -> None:
         """Put the verdict on suspect pieces into the index and have the entry `acquit` and `drop` them."""
+
+    async def prove(self, entry: Entry, sound: Sequence[int]) -> None:
+        """Put into the index that landed pieces are as recorded, and have the entry note that they are `proven`."""
 
     async def forget(self, entry: Entry, damaged: Sequence[int]) -> None:
         """Take landed pieces out of the index and have the entry `drop` them."""
@@ -57,6 +60,7 @@ class Entry:
         *,
         trusted: Sequence[tuple[int, bytes]],
         suspect: Sequence[tuple[int, bytes]],
+        unproven: Iterable[int] = (),
     ) -> None:
         self.row = row
         self.task = task
@@ -65,6 +69,7 @@ class Entry:
         self.layout = PieceLayout.of(version.length)
         self.landed = Bitmap(self.layout.count)
         self.suspect = Bitmap(self.layout.count)
+        self.unproven = Bitmap(self.layout.count, spans_of(unproven))
         self.references = 0
         self._keeper = keeper
         self._file: DataFile | None = file
@@ -181,10 +186,16 @@ class Entry:
         self._listeners.remove(listener)
 
     async def ensure_verified(self, span: Span) -> None:
-        """Verify the suspect pieces of `span`: the sound ones land, the damaged ones are forgotten.
+        """Verify the suspect and the unproven pieces of `span`: the sound ones land, the damaged ones are forgotten.
 
-        Costs nothing unless the operating system has crashed since the pieces were recorded.
+        Costs nothing unless the store was not closed in good order since the pieces were recorded.
         """
+        await self.ensure_known(span)
+        while self.unproven and (pieces := self.unproven & Bitmap(self.layout.count, (span,))):
+            await self._verify_unproven(self._batch(pieces))
+
+    async def ensure_known(self, span: Span) -> None:
+        """Find out which pieces of `span` have landed: verify those that a crash of the machine has made suspect."""
         while self.suspect and (pieces := self.suspect & Bitmap(self.layout.count, (span,))):
             await self._verify_suspects(self._batch(pieces))
 
@@ -239,6 +250,11 @@ class Entry:
             if index in self.suspect:
                 self.suspect.discard_piece(index)
                 self._land(index)
+
+    def proven(self, indices: Iterable[int]) -> None:
+        """Note that pieces need not be verified any more."""
+        for index in indices:
+            self.unproven.discard_piece(index)
 
     def drop(self, indices: Iterable[int], *, of: Bitmap) -> None:
         """Forget pieces that are damaged; `of` is `landed` or `suspect`."""
@@ -298,6 +314,15 @@ class Entry:
             lost = [index for index in verdict if index in damaged]
             await self._keeper.settle(self, [index for index in verdict if index not in damaged], lost)
             return lost
+
+    async def _verify_unproven(self, batch: Sequence[int]) -> None:
+        async with self._verifying:
+            pieces = [(index, self._noted(index)) for index in batch if index in self.unproven]
+            if pieces:
+                damaged = await self._keeper.inspect(self, self._open_file(), pieces)
+                await self._keeper.prove(self, [index for index, _ in pieces if index not in damaged])
+                if damaged:
+                    await self._keeper.forget(self, sorted(damaged))
 
     async def _verify_landed(self, batch: Sequence[int]) -> list[int]:
         async with self._verifying:

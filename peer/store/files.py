@@ -15,7 +15,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from p2p.errors import StoreError, StoreFullError
+from p2p.telemetry import logger
 from peer.store.disk import DISK, Disk
+
+_LOG = logger(__name__)
 
 FORMAT = 2
 """The number of the on-disk format that this code writes."""
@@ -90,13 +93,15 @@ class DataDirectory:
     """A data directory whose lock this process holds.
 
     `was_clean` says whether the last user closed it in good order, `same_boot` whether the operating system has run
-    since; if neither, bytes that it had recorded may be missing from the files.
+    since; if neither, bytes that it had recorded may be missing from the files. `untidy` says that a file without a
+    version was left behind.
     """
 
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
         """Lock and check the directory, which is made if need be. Raises StoreError."""
         self.path = path
         self.disk = disk
+        self.untidy = False
         self.index_path = path / "index.sqlite"
         self._data = path / "data"
         self._trash = path / "trash"
@@ -245,14 +250,18 @@ class DataDirectory:
         return done
 
     def discard(self, version_id: str, row: int) -> None:
-        """Take a version's data file out of the way; `empty_trash` frees its blocks, which takes longer."""
+        """Take a version's data file out of the way; `empty_trash` frees its blocks, which takes longer.
+
+        The index has let go of it: a file that cannot be moved stays until the next opening tidies up.
+        """
         path = self.data_path(version_id)
         try:
             self.disk.rename(path, self._trash / f"{version_id}.{row}")
         except FileNotFoundError:
             return
         except OSError as error:
-            raise store_error("remove", path, error) from error
+            _LOG.warning("removed data still takes up room", path=str(path), errno=error.errno)
+            self.untidy = True
 
     def empty_trash(self) -> None:
         """Unlink everything that was discarded. Raises OSError."""

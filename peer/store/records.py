@@ -22,8 +22,19 @@ _MANY = 8192  # rows that one piece of work reads at most: some ten milliseconds
 
 
 @dataclass(frozen=True, slots=True)
+class Epochs:
+    """Pieces are recorded under the `current` one; those of one before `suspect_before` are suspect."""
+
+    current: int
+    suspect_before: int
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """A version as the index has it. `file` is None where the data file is missing."""
+    """A version as the index has it. `file` is None where the data file is missing.
+
+    Of the pieces that are not suspect those in `unproven` were recorded by a process that was killed.
+    """
 
     row: int
     task: Task
@@ -31,6 +42,7 @@ class Record:
     file: DataFile | None
     trusted: tuple[tuple[int, bytes], ...]
     suspect: tuple[tuple[int, bytes], ...]
+    unproven: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +54,16 @@ class Removed:
     size: int
 
 
-def load(directory: DataDirectory, version_id: str, epoch: int) -> Work[Record | None]:
+def load(directory: DataDirectory, version_id: str, epochs: Epochs) -> Work[Record | None]:
     """Read a version and open its file; None for one that the index does not have or has no piece of."""
 
     def work(db: sqlite3.Connection) -> Callable[[], Record | None]:
-        return _opened(db, directory, version_id, epoch)
+        return _opened(db, directory, version_id, epochs)
 
     return work
 
 
-def create(directory: DataDirectory, task: Task, version: Version, epoch: int, now: float) -> Work[Record | None]:
+def create(directory: DataDirectory, task: Task, version: Version, epochs: Epochs, now: float) -> Work[Record | None]:
     """Read a version, which is recorded first if the index does not have it, and open its file."""
 
     def work(db: sqlite3.Connection) -> Callable[[], Record | None]:
@@ -63,7 +75,7 @@ def create(directory: DataDirectory, task: Task, version: Version, epoch: int, n
                 *(version.length, str(version.kind), version.validator, now, now, piece_length(version.length), now),
             ),
         )
-        return _opened(db, directory, version.id, epoch, may_create=True)
+        return _opened(db, directory, version.id, epochs, may_create=True)
 
     return work
 
@@ -79,7 +91,7 @@ def versions_of(task_id: str) -> Work[tuple[str, ...]]:
 
 
 def _opened(
-    db: sqlite3.Connection, directory: DataDirectory, version_id: str, epoch: int, *, may_create: bool = False
+    db: sqlite3.Connection, directory: DataDirectory, version_id: str, epochs: Epochs, *, may_create: bool = False
 ) -> Callable[[], Record | None]:
     found = db.execute(
         "SELECT row, pieces, task_id, canonical, store, length, kind, validator FROM versions WHERE version_id = ?",
@@ -100,8 +112,9 @@ def _opened(
             task=Task(task_id, canonical, ObjectStore(store)),
             version=Version(task_id, length, ValidatorKind(kind), validator),
             file=file,
-            trusted=tuple((piece, digest) for piece, digest, written in pieces if written == epoch),
-            suspect=tuple((piece, digest) for piece, digest, written in pieces if written != epoch),
+            trusted=tuple((piece, digest) for piece, digest, written in pieces if written >= epochs.suspect_before),
+            suspect=tuple((piece, digest) for piece, digest, written in pieces if written < epochs.suspect_before),
+            unproven=tuple(piece for piece, _, written in pieces if epochs.suspect_before <= written < epochs.current),
         )
 
     return open_file
@@ -242,7 +255,7 @@ def touch(used: Sequence[tuple[float, int]]) -> Work[None]:
     return work
 
 
-def holdings(after: int, epoch: int) -> Work[tuple[int, tuple[Holding, ...]] | None]:
+def holdings(after: int, epochs: Epochs) -> Work[tuple[int, tuple[Holding, ...]] | None]:
     """Read what may be served at once of the versions behind row `after`, and the last row read; None at the end."""
 
     def work(db: sqlite3.Connection) -> Callable[[], tuple[int, tuple[Holding, ...]] | None]:
@@ -256,7 +269,8 @@ def holdings(after: int, epoch: int) -> Work[tuple[int, tuple[Holding, ...]] | N
                 break
             last, rows = row, rows + count + 1
             pieces = db.execute(
-                "SELECT piece, digest FROM pieces WHERE row = ? AND epoch = ? ORDER BY piece", (row, epoch)
+                "SELECT piece, digest FROM pieces WHERE row = ? AND epoch >= ? ORDER BY piece",
+                (row, epochs.suspect_before),
             ).fetchall()
             if not pieces:
                 continue

@@ -1,7 +1,8 @@
 """What happens to a data directory when it is opened, by how its last use ended.
 
-Closed in good order: nothing. The process died: what it began and did not record is cleared away. The operating system
-died too: besides, the index starts a new epoch, so that every recorded piece is verified before it is used again.
+Closed in good order: nothing. The process died: what it began and did not record is cleared away, and the index starts
+a new epoch, so that every recorded piece is verified before a byte of it is used again. The operating system died too:
+besides, these pieces are suspect, and nobody is told of them before that.
 However it ended, versions that an older release cut into other pieces than this one does are let go of.
 """
 
@@ -14,6 +15,7 @@ from p2p.errors import StoreError
 from p2p.telemetry import logger
 from peer.store.files import DataDirectory, store_error
 from peer.store.index import Work, connect, primary_code
+from peer.store.records import Epochs
 from peer.store.schema import cut_otherwise, mark_rule
 
 _LOG = logger(__name__)
@@ -48,28 +50,31 @@ def discard_broken_index(directory: DataDirectory) -> bool:
     return bool(problems)
 
 
-def recover(directory: DataDirectory, *, suspicious: bool, tidy: bool) -> Work[int]:
-    """Return work whose result is the current epoch.
+def recover(directory: DataDirectory, *, suspicious: bool, tidy: bool) -> Work[Epochs]:
+    """Return work whose result are the epochs from now on.
 
-    `suspicious` starts a new epoch. `tidy` clears away rows without a piece, data files without a row, rows without a
-    file, and the trash.
+    `suspicious` makes all pieces suspect. `tidy` has each verified at its next use, and clears away rows without a
+    piece, data files without a row, rows without a file, and the trash.
     """
 
-    def work(db: sqlite3.Connection) -> Callable[[], int]:
-        if suspicious:
+    def work(db: sqlite3.Connection) -> Callable[[], Epochs]:
+        db.execute("UPDATE totals SET suspect_before = coalesce(suspect_before, epoch)")
+        if suspicious or tidy:
             db.execute("UPDATE totals SET epoch = epoch + 1")
-        (epoch,) = db.execute("SELECT epoch FROM totals").fetchone()
+        if suspicious:
+            db.execute("UPDATE totals SET suspect_before = epoch")
+        epochs = Epochs(*db.execute("SELECT epoch, suspect_before FROM totals").fetchone())
         recut = _let_go_of_other_cuts(db)
         strays = _paired(db, directory) if tidy else []
 
-        def clear() -> int:
+        def clear() -> Epochs:
             for version_id, row in recut:
                 directory.discard(version_id, row)
             for prefix, name in strays:
                 directory.unlink_stray(prefix, name)
             if tidy:
                 directory.empty_trash()
-            return int(epoch)
+            return epochs
 
         return clear
 

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS pieces (
     row INTEGER NOT NULL,
     piece INTEGER NOT NULL,
     digest BLOB NOT NULL,
-    epoch INTEGER NOT NULL,                 -- bytes of an older epoch than the current one are to be verified
+    epoch INTEGER NOT NULL,                 -- bytes of an older epoch than the current one are to be verified at use
     PRIMARY KEY (row, piece)
 ) WITHOUT ROWID;
 
@@ -46,9 +46,10 @@ CREATE TABLE IF NOT EXISTS totals (
     epoch INTEGER NOT NULL,
     versions INTEGER NOT NULL,
     pieces INTEGER NOT NULL,
-    bytes INTEGER NOT NULL
+    bytes INTEGER NOT NULL,
+    suspect_before INTEGER                  -- pieces of older epochs than this were there when the machine crashed
 );
-INSERT OR IGNORE INTO totals VALUES (1, 1, 0, 0, 0);
+INSERT OR IGNORE INTO totals (one, epoch, versions, pieces, bytes) VALUES (1, 1, 0, 0, 0);
 
 CREATE TRIGGER IF NOT EXISTS version_added AFTER INSERT ON versions BEGIN
     UPDATE totals SET versions = versions + 1, pieces = pieces + NEW.pieces, bytes = bytes + NEW.bytes;
@@ -65,7 +66,11 @@ END;
 """
 
 
-_ADDED = {"piece_length": "INTEGER NOT NULL DEFAULT 0", "verified": "REAL NOT NULL DEFAULT 0"}
+_ADDED = (
+    ("versions", "piece_length", "INTEGER NOT NULL DEFAULT 0"),
+    ("versions", "verified", "REAL NOT NULL DEFAULT 0"),
+    ("totals", "suspect_before", "INTEGER"),
+)
 """The columns that format 2 has more than format 1."""
 
 _INDEXES = "CREATE INDEX IF NOT EXISTS versions_by_verification ON versions (verified, row);"
@@ -78,10 +83,9 @@ def prepare(connection: sqlite3.Connection) -> None:
     does.
     """
     connection.executescript(_SCHEMA)
-    known = {name for _, name, *_ in connection.execute("PRAGMA table_info(versions)")}
-    for name, kind in _ADDED.items():
-        if name not in known:
-            connection.execute(f"ALTER TABLE versions ADD COLUMN {name} {kind}")
+    for table, name, kind in _ADDED:
+        if name not in {known for _, known, *_ in connection.execute(f"PRAGMA table_info({table})")}:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
     connection.executescript(_INDEXES)
 
 

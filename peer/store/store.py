@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +14,7 @@ from p2p.control import Holding
 from p2p.errors import StoreError, StoreFullError
 from p2p.fetches import HeldVersion
 from p2p.identity import Task
+from p2p.pieces import Span, spans_of
 from p2p.telemetry import logger
 from p2p.versions import Version
 from peer.core.evict import choose
@@ -40,19 +41,21 @@ class Store:
         self,
         directory: DataDirectory,
         index: Index,
-        epoch: int,
+        epochs: records.Epochs,
         *,
         capacity: int | None,
         on_dropped: Callable[[str], None] | None,
+        on_damaged: Callable[[str, tuple[Span, ...]], None] | None,
         clock: Callable[[], float],
         idle_entries: int,
     ) -> None:
         """Use `open` instead."""
         self._directory = directory
         self._index = index
-        self._epoch = epoch
+        self._epochs = epochs
         self._capacity = capacity
         self._on_dropped = on_dropped
+        self._on_damaged = on_damaged
         self._clock = clock
         self._idle_entries = idle_entries
         self._live: dict[str, Entry] = {}  # in memory, with an open file: the referenced ones and the idle ones
@@ -60,6 +63,7 @@ class Store:
         self._loading: Counter[str] = Counter()  # asked of the index, to be live presently
         self._arrival = asyncio.Event()  # set, and replaced, when a version comes into memory
         self._touched: dict[int, float] = {}
+        self._owed: defaultdict[str, list[Work[None]]] = defaultdict(list)  # by version, to be done before it is read
         self._evicting = asyncio.Lock()
         self._closed = False
         # Verifying, forcing to the disk and freeing blocks take long and must not hold up the index.
@@ -73,6 +77,7 @@ class Store:
         verify_on_use: bool | None = None,
         capacity: int | None = None,
         on_dropped: Callable[[str], None] | None = None,
+        on_damaged: Callable[[str, tuple[Span, ...]], None] | None = None,
         clock: Callable[[], float] = time.time,
         idle_entries: int = _IDLE_ENTRIES,
         disk: Disk = DISK,
@@ -81,7 +86,8 @@ class Store:
 
         With `verify_on_use` every piece recorded so far is suspect; None decides by the boot that the directory was
         last used under. `capacity` bounds the bytes of all pieces held; `on_dropped` is told the id of each version
-        that is evicted for it. `idle_entries` versions stay open after their last use. `clock` orders uses, in seconds.
+        that is evicted for it, `on_damaged` the id and the pieces that had landed and are no longer what they were.
+        `idle_entries` versions stay open after their last use. `clock` orders uses, in seconds.
         `disk` does what is done to the disk.
         """
         files = await asyncio.to_thread(DataDirectory, directory, disk)
@@ -93,7 +99,7 @@ class Store:
                 if files.was_clean:
                     # Before anything changes: what is cut off half-way is to be tidied by the next opening.
                     await asyncio.to_thread(files.mark_in_use)
-                epoch = await index.submit(recover(files, suspicious=suspicious, tidy=broken or not files.was_clean))
+                epochs = await index.submit(recover(files, suspicious=suspicious, tidy=broken or not files.was_clean))
                 if not files.was_clean:
                     # Not before the new epoch is recorded: from here on the pieces of this boot are trusted.
                     await asyncio.to_thread(files.mark_in_use)
@@ -107,9 +113,10 @@ class Store:
         return cls(
             files,
             index,
-            epoch,
+            epochs,
             capacity=capacity,
             on_dropped=on_dropped,
+            on_damaged=on_damaged,
             clock=clock,
             idle_entries=idle_entries,
         )
@@ -150,7 +157,7 @@ class Store:
             await asyncio.to_thread(self._executor.shutdown)
             await self._index.stop()
             await asyncio.to_thread(_empty_trash, self._directory)
-            if clean:
+            if clean and not self._directory.untidy:
                 await asyncio.to_thread(self._directory.mark_clean)
         finally:
             self._directory.unlock()
@@ -192,7 +199,7 @@ class Store:
 
     async def _present(self, version_id: str) -> Entry | None:
         while (entry := self._live.get(version_id)) is None:
-            if not await self._load(version_id, records.load(self._directory, version_id, self._epoch)):
+            if not await self._load(version_id, records.load(self._directory, version_id, self._epochs)):
                 return None
         return entry
 
@@ -202,7 +209,7 @@ class Store:
             raise ValueError(f"version {version.id} is of task {version.task_id}, not of {task.id}")
         version_id = version.id
         while (entry := self._live.get(version_id)) is None:
-            creating = records.create(self._directory, task, version, self._epoch, self._clock())
+            creating = records.create(self._directory, task, version, self._epochs, self._clock())
             await self._load(version_id, creating)
         return self._referenced(entry)
 
@@ -215,6 +222,12 @@ class Store:
         self._check_open()
         self._loading[version_id] += 1
         try:
+            if owed := self._owed.pop(version_id, None):
+                try:
+                    await asyncio.gather(*(self._index.submit(one) for one in owed))
+                except StoreError:
+                    self._owed[version_id] = owed
+                    raise
             record = await self._index.submit(work, then=self._loaded)
         finally:
             self._loading[version_id] -= 1
@@ -236,6 +249,7 @@ class Store:
             record.file,
             trusted=record.trusted,
             suspect=record.suspect,
+            unproven=record.unproven,
         )
         self._live[entry.version_id] = self._idle[entry.version_id] = entry
         self._arrival.set()
@@ -286,7 +300,7 @@ class Store:
         """Put pieces into the index, having made room for them, and have the entry admit them (Keeper)."""
         self._check_open()
         need = sum(entry.layout.size(index) for index, _ in pieces)
-        work = records.commit(entry.row, entry.layout, pieces, self._epoch, self._capacity)
+        work = records.commit(entry.row, entry.layout, pieces, self._epochs.current, self._capacity)
         while True:
             try:
                 return await self._index.submit(work, then=lambda _: entry.admit(pieces))
@@ -307,18 +321,38 @@ class Store:
     async def settle(self, entry: Entry, sound: Sequence[int], damaged: Sequence[int]) -> None:
         """Put the verdict on suspect pieces into the index (Keeper)."""
         self._check_open()
-        confirm = records.confirm(entry.row, sound, self._epoch)
-        forget = records.forget(entry.row, entry.layout, damaged, older_than=self._epoch)
+        confirm = records.confirm(entry.row, sound, self._epochs.current)
+        forget = records.forget(entry.row, entry.layout, damaged, older_than=self._epochs.current)
         await asyncio.gather(
             self._index.submit(confirm, then=lambda _: entry.acquit(sound)),
             self._index.submit(forget, then=lambda _: entry.drop(damaged, of=entry.suspect)),
         )
 
+    async def prove(self, entry: Entry, sound: Sequence[int]) -> None:
+        """Put into the index that landed pieces are as recorded (Keeper)."""
+        self._check_open()
+        confirm = records.confirm(entry.row, sound, self._epochs.current)
+        await self._index.submit(confirm, then=lambda _: entry.proven(sound))
+
     async def forget(self, entry: Entry, damaged: Sequence[int]) -> None:
-        """Take landed pieces out of the index (Keeper)."""
+        """Take landed pieces out of the index, and tell of it (Keeper)."""
         self._check_open()
         work = records.forget(entry.row, entry.layout, damaged, older_than=None)
-        await self._index.submit(work, then=lambda _: entry.drop(damaged, of=entry.landed))
+
+        def forgotten(_: None) -> None:
+            entry.drop(damaged, of=entry.landed)
+            entry.proven(damaged)
+            if self._on_damaged is not None:
+                self._on_damaged(entry.version_id, spans_of(sorted(damaged)))
+
+        try:
+            await self._index.submit(work, then=forgotten)
+        except StoreError:
+            # Nobody may read them all the same: not now, not when the version is read anew, nor after the next opening.
+            self._directory.untidy = True
+            self._owed[entry.version_id].append(work)
+            forgotten(None)
+            raise
 
     # What is held, and what goes.
 
@@ -335,7 +369,7 @@ class Store:
         """Yield all that may be served at once, for the announcement; suspect pieces are left out until verified."""
         after = 0
         self._check_open()
-        while (page := await self._index.submit(records.holdings(after, self._epoch))) is not None:
+        while (page := await self._index.submit(records.holdings(after, self._epochs))) is not None:
             after, found = page
             for holding in found:
                 yield holding
@@ -460,6 +494,7 @@ def _empty_trash(directory: DataDirectory) -> None:
         directory.empty_trash()
     except OSError as error:
         _LOG.warning("removed data still takes up room", path=str(directory.path), errno=error.errno)
+        directory.untidy = True
 
 
 def _log_failure(future: asyncio.Future[Any]) -> None:

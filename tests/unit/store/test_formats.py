@@ -20,6 +20,7 @@ def make_format_1(directory: Path) -> None:
         index.execute("DROP INDEX versions_by_verification")
         for column in ("piece_length", "verified"):
             index.execute(f"ALTER TABLE versions DROP COLUMN {column}")
+        index.execute("ALTER TABLE totals DROP COLUMN suspect_before")
         index.execute("PRAGMA user_version = 0")
         index.commit()
     (directory / "format").write_text("1\n")
