@@ -18,6 +18,7 @@ from enum import StrEnum
 
 from prometheus_client import Counter
 
+from p2p import senders
 from p2p.errors import DamselflyError, StoreError
 from p2p.pagecache import (
     FALLBACKS,
@@ -32,11 +33,11 @@ from p2p.pagecache import (
 )
 from p2p.telemetry import REGISTRY
 
-_SLACK = 0.1
-"""How much longer than told a receiver may take nothing, as a share."""
+AT_ONCE_BYTES = 256 * 1024
+"""What is sent on the event loop where the socket takes it: less work than handing it over to a thread."""
 
-WAKEUP_BYTES = 1024 * 1024
-"""How much one transfer may send before the other work of the event loop has its turn."""
+BURST_BYTES = 4 * 1024 * 1024
+"""How much one socket may be sent before a thread's others have their turn; about what a socket's buffer holds."""
 
 _SENT = Counter("damselfly_sent_file_bytes", "Bytes sent from files, by method.", ["method"], registry=REGISTRY)
 
@@ -91,133 +92,119 @@ async def send_file(
         raise ConnectionResetError("the connection was closed before the file was sent")
     with socket.socket(fileno=os.dup(channel.fileno())) as duplicate:
         duplicate.setblocking(False)
-        await _Sending(transport, duplicate, fd, offset, count, method, stall_seconds).run()
+        await _Sending(transport, duplicate, fd, offset, count, method).run(stall_seconds)
     _SENT_BY[method].inc(count)
 
 
 class _Sending:
-    """One call of `send_file`: bursts of sending on the loop, and reading ahead in a thread between them if need be."""
+    """One call of `send_file`: small ones at once on the loop, others in a thread; another reads ahead if need be."""
 
     def __init__(
-        self,
-        transport: asyncio.Transport,
-        channel: socket.socket,
-        fd: int,
-        offset: int,
-        count: int,
-        method: SendMethod,
-        stall_seconds: float,
+        self, transport: asyncio.Transport, channel: socket.socket, fd: int, offset: int, count: int, method: SendMethod
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.offset = offset
         self._transport = transport
         self._channel = channel
         self._fd = fd
-        self._offset = offset
         self._stop = offset + count
-        self._read_until = offset  # a thread has read everything below: no need to ask whether it is there
-        self._step = self._step_sendfile if method is SendMethod.SENDFILE else self._step_copy
-        self._stall_seconds = stall_seconds
-        self._buffer = take_buffer() if method is SendMethod.COPY else memoryview(b"")
-        self._unsent = self._buffer[:0]
-        self._backlog = 0  # of the transport's own bytes, when last seen
-        self._deadline: asyncio.Timeout
-        # How a burst ended. The error is its result, not its exception: a caller that is cancelled in that very moment
-        # would leave an exception unread.
-        self._burst: asyncio.Future[OSError | StoreError | None]
+        self._read_until = offset  # everything below was in the page cache lately
+        self._send = self._sendfile if method is SendMethod.SENDFILE else self._copy
+        self._failure: Exception | None = None
 
-    async def run(self) -> None:
-        try:
-            while not await self._send_present():
-                self._read_until = await read_ahead(self._fd, self._offset, self._stop)
-        finally:
-            if self._buffer:
-                give_buffer(self._buffer)
+    def fileno(self) -> int:
+        """Return the descriptor of the duplicate of the socket."""
+        return self._channel.fileno()
 
-    async def _send_present(self) -> bool:
-        """Send until everything is sent (True) or the next bytes are not in the page cache (False)."""
-        self._burst = self._loop.create_future()
-        self._deadline = asyncio.timeout(self._stall_seconds)
-        try:
-            async with self._deadline:
-                self._pump()
-                if not self._burst.done():
-                    self._loop.add_writer(self._channel, self._pump)
-                error = await self._burst
-        except TimeoutError:
-            raise ReceiverStalledError(f"the receiver took nothing for {self._stall_seconds:g} s") from None
-        finally:
-            self._loop.remove_writer(self._channel)
-        if error is not None:
-            raise error
-        return self._offset == self._stop
+    async def run(self, stall_seconds: float) -> None:
+        """Send everything; raises as `send_file` does."""
+        await self._flushed(stall_seconds)
+        while self.offset < self._stop:
+            at_once = self._stop - self.offset <= AT_ONCE_BYTES and self.burst()
+            if not (at_once or await senders.send(self, stall_seconds)):
+                raise _stalled(stall_seconds)
+            if self._failure is not None:
+                raise self._failure
+            if self.offset < self._stop:
+                self._read_until = await read_ahead(self._fd, self.offset, self._stop)
 
-    def _pump(self) -> None:
-        """Send what the socket takes, within one wakeup's share; called whenever it is writable."""
-        if self._burst.done():
+    async def _flushed(self, stall_seconds: float) -> None:
+        """Wait until the transport has sent what was written to it before."""
+        if not self._transport.get_write_buffer_size():
             return
+        await asyncio.sleep(0)  # uvloop sends what was written once in each of its turns
+        loop, ticks = asyncio.get_running_loop(), 0
+        while (backlog := self._transport.get_write_buffer_size()) and not self._transport.is_closing():
+            if ticks == senders.STALL_TICKS:
+                raise _stalled(stall_seconds)
+            # The transport waits for the same socket, and has its turn when this is told that it is writable.
+            writable = loop.create_future()
+            loop.add_writer(self._channel, _settle, writable)
+            try:
+                done, _ = await asyncio.wait((writable,), timeout=stall_seconds / senders.STALL_TICKS)
+            finally:
+                loop.remove_writer(self._channel)
+            await asyncio.sleep(0)
+            stuck = not done and self._transport.get_write_buffer_size() == backlog
+            ticks = ticks + 1 if stuck else 0
+
+    def burst(self) -> bool:
+        """Send what the socket takes, at most BURST_BYTES; return False if that was all for now.
+
+        True when everything is sent, when the next bytes are not in the page cache, and after a failure.
+        """
         if self._transport.is_closing():
-            self._burst.set_result(ConnectionResetError("the connection was closed while the file was sent"))
-            return
-        if backlog := self._transport.get_write_buffer_size():
-            # The transport has bytes of its own to send first, and waits for the same socket to do so: this is called
-            # again when it has had its turn.
-            if backlog < self._backlog:
-                self._progressed()
-            self._backlog = backlog
-            return
-        before = self._offset
-        limit = min(self._stop, before + WAKEUP_BYTES)
+            self._failure = ConnectionResetError("the connection was closed while the file was sent")
+            return True
         try:
-            while self._offset < limit and self._step(limit):
-                pass
+            self._send(min(self._stop, self.offset + BURST_BYTES))
         except AbsentError:
-            self._burst.set_result(None)
-        except (OSError, StoreError) as error:
-            self._burst.set_result(error)
-        else:
-            if self._offset == self._stop:
-                self._burst.set_result(None)
-        if self._offset > before:
-            self._progressed()
+            return True
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the caller's, and not the thread's
+            self._failure = error
+            return True
+        return self.offset == self._stop
 
-    def _progressed(self) -> None:
-        # Moving the deadline costs more than many a burst: it is moved now and then, and then a little further.
-        when, now = self._deadline.when(), self._loop.time()
-        if when is not None and when < now + self._stall_seconds and not self._deadline.expired():
-            self._deadline.reschedule(now + self._stall_seconds * (1 + _SLACK))
-
-    def _step_sendfile(self, limit: int) -> bool:
-        """Send some bytes below `limit`; return False when the socket takes no more for now."""
-        count = limit - self._offset
+    def _sendfile(self, limit: int) -> None:
         if limit > self._read_until:
-            require_present(self._fd, self._offset, limit)
+            require_present(self._fd, max(self.offset, self._read_until), limit)
+            self._read_until = limit
         try:
-            sent = os.sendfile(self._channel.fileno(), self._fd, self._offset, count)
+            sent = os.sendfile(self._channel.fileno(), self._fd, self.offset, limit - self.offset)
         except BlockingIOError:
-            return False
+            return
         except OSError as error:
             raise _send_error(error) from error
-        if sent == 0:
-            raise short(self._offset)
-        self._offset += sent
-        return True
+        if sent == 0 and limit > self.offset:
+            raise short(self.offset)
+        self.offset += sent
 
-    def _step_copy(self, limit: int) -> bool:
-        """Send some bytes; return False when the socket takes no more for now."""
-        if not self._unsent:
-            # Not only up to `limit`: the rest of a full buffer is sent in the next wakeup.
-            wanted = self._buffer[: min(len(self._buffer), self._stop - self._offset)]
-            present = self._offset + len(wanted) <= self._read_until
-            self._unsent = wanted[: read_some(self._fd, wanted, self._offset, wait=present)]
+    def _copy(self, limit: int) -> None:
+        # What is read and not taken is read once more later: so a receiver that is slow holds no buffer.
+        buffer = take_buffer()
         try:
-            sent = self._channel.send(self._unsent)
+            while self.offset < limit:
+                wanted = buffer[: min(len(buffer), limit - self.offset)]
+                present = self.offset + len(wanted) <= self._read_until
+                block = wanted[: read_some(self._fd, wanted, self.offset, wait=present)]
+                sent = self._channel.send(block)
+                self.offset += sent
+                if sent < len(block):
+                    return
         except BlockingIOError:
-            return False
+            return
         except OSError as error:
             raise _send_error(error) from error
-        self._unsent = self._unsent[sent:]
-        self._offset += sent
-        return not self._unsent
+        finally:
+            give_buffer(buffer)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _stalled(seconds: float) -> ReceiverStalledError:
+    return ReceiverStalledError(f"the receiver took nothing for {seconds:g} s")
 
 
 def _send_error(error: OSError) -> OSError | StoreError:

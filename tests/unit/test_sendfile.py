@@ -6,17 +6,18 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import uvloop
 
+from p2p import pagecache
 from p2p.errors import StoreError
 from p2p.pagecache import READ_AHEAD_BYTES, ShortFileError
+from p2p.senders import MOST_DEFAULT_WORKERS
 from p2p.sendfile import (
-    WAKEUP_BYTES,
     ReceiverStalledError,
     SendMethod,
     UnsendableTransportError,
@@ -259,26 +260,38 @@ def test_cancelling_leaves_nothing_behind(run: Run, method: SendMethod, fd: int)
     run(work())
 
 
-def test_other_work_has_its_turn_between_wakeups(run: Run, method: SendMethod, fd: int) -> None:
-    turns = 0
-
+def test_receivers_that_take_nothing_hold_up_nobody_and_no_buffer(run: Run, method: SendMethod, fd: int) -> None:
     async def work() -> None:
-        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            idle = [await stack.enter_async_context(connection()) for _ in range(MOST_DEFAULT_WORKERS + 1)]
+            transport, reader, _ = await stack.enter_async_context(connection())
+            stalled = [
+                asyncio.ensure_future(send_file(each, fd, 0, len(CONTENT), method=method, stall_seconds=10))
+                for each, _, _ in idle
+            ]
+            async with asyncio.TaskGroup() as group:
+                body = group.create_task(received(reader, len(CONTENT)))
+                await send_file(transport, fd, 0, len(CONTENT), method=method, stall_seconds=10)
+            assert await body == CONTENT
+            assert not any(each.done() for each in stalled)
+            assert metric("damselfly_sends_in_threads") == len(stalled)
+            for each in stalled:
+                each.cancel()
+            await asyncio.wait(stalled)
+            assert metric("damselfly_sends_in_threads") == 0
 
-        def turn() -> None:
-            nonlocal turns
-            turns += 1
-            handles[0] = loop.call_soon(turn)
+    buffers = set()
+    taken = pagecache.take_buffer
 
-        async with connection() as (transport, reader, _), asyncio.TaskGroup() as group:
-            body = group.create_task(received(reader, len(CONTENT)))
-            handles = [loop.call_soon(turn)]
-            await send_file(transport, fd, 0, len(CONTENT), method=method, stall_seconds=10)
-            handles[0].cancel()
-            await body
+    def take() -> memoryview:
+        buffer = taken()
+        buffers.add(id(buffer.obj))
+        return buffer
 
-    run(work())
-    assert turns >= len(CONTENT) // WAKEUP_BYTES - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("p2p.sendfile.take_buffer", take)
+        run(work())
+    assert len(buffers) <= MOST_DEFAULT_WORKERS + 1
 
 
 class Tls(asyncio.Transport):
