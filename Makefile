@@ -16,13 +16,16 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test fuzz lint format stubs clean
+.PHONY: help run bench test fuzz lint format stubs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed-run ## install, then measure direct, cold, remote and local downloads on a local cluster
 	@$(BIN)/damselfly bench hits $(ARGS)
+
+bench: $(VENV)/installed-run ## install, then run the benchmarks (ten minutes) and write docs/benchmarks.md
+	@$(BIN)/python -m bench.whole $(ARGS)
 
 test: $(VENV)/installed-dev ## install, then run every test, in JOBS processes
 	@$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -46,7 +49,8 @@ stubs: $(VENV)/installed-dev ## regenerate p2p/v1 from proto/
 
 clean: ## remove .venv and everything that was generated
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -f bench-hits.json bench-hits.png bench-hits.svg bench-proxy.json bench-origin.json bench-scheduler.json
+	rm -f bench-hits.json bench-hits.png bench-hits.svg bench-data-plane.json bench-data-plane.png bench-data-plane.svg
+	rm -f bench-proxy.json bench-origin.json bench-scheduler.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ensurepip puts pip there last, so that an environment that was interrupted half-way is made again.

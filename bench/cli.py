@@ -13,6 +13,7 @@ from bench import back_source, fanout_command, origin, scheduler
 from bench.back_source_report import Result as OriginResult
 from bench.back_source_report import summarise as summarise_origin
 from bench.console import print_bars, shown, told_to_the_user
+from bench.dataplane import command as dataplane
 from bench.ground import EXTERNAL, ExternalGround, embedded_ground
 from bench.hits import Result, measure
 from bench.proxy import Result as ProxyResult
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("serve-origin")(origin.main)
 app.command("sim")(sim.main)
 app.command("fanout")(fanout_command.main)
+app.command("data-plane")(dataplane.main)
 
 _LABELS = {
     "direct": "Direct",

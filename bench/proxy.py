@@ -133,9 +133,10 @@ def measure(
     return Result(size, connections, seconds, rounds, authorize_ttl, costs, missing)
 
 
-def request_for(url: str) -> bytes:
-    """Return the request that curl would make for `url` through a proxy."""
-    lines = (f"GET {url} HTTP/1.1", f"Host: {urlsplit(url).netloc}", "User-Agent: curl/8.9.1", "Accept: */*")
+def request_for(url: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
+    """Return the request that curl would make for `url` through a proxy, with `headers` besides."""
+    lines = [f"GET {url} HTTP/1.1", f"Host: {urlsplit(url).netloc}", "User-Agent: curl/8.9.1", "Accept: */*"]
+    lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join((*lines, "Proxy-Connection: Keep-Alive", "", "")).encode()
 
 
