@@ -8,6 +8,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS   ?=
 JOBS   ?= 2
+DURATION ?= 1h
+SEED   ?=
 
 # Tests start hundreds of processes; without byte code each would compile all of Damselfly first.
 unexport PYTHONDONTWRITEBYTECODE
@@ -16,7 +18,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run bench test fuzz lint format stubs clean
+.PHONY: help run bench test fuzz torture lint format stubs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -32,6 +34,9 @@ test: $(VENV)/installed-dev ## install, then run every test, in JOBS processes
 
 fuzz: $(VENV)/installed-dev ## attack the proxy's front with hostile requests until Ctrl-C; prints the seeds
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+torture: $(VENV)/installed-dev ## kill, stop, damage and fill daemons while clients read, for DURATION; SEED sees one again
+	@$(BIN)/python -m tests.torture --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lint: $(VENV)/installed-dev ## check style, types, the import contracts and the generated stubs
 	@$(BIN)/ruff check
