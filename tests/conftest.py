@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from bench.cluster import LocalCluster
 from bench.origin_client import OriginClient, running_origin
 from tests.support.azurite import BlobServer, running_azurite
 from tests.support.daemons import running_cluster
+from tests.support.forkserver import forking
 from tests.support.moto import running_moto
 from tests.support.radosgw import running_radosgw
 from tests.support.secrets import WATCH, watching
 from tests.support.servers import S3Server, tail
+from tests.support.stalls import STALLS, watched
 
 # Hypothesis draws the same examples in every run, and never judges by the clock.
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
@@ -59,6 +63,13 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _fork_processes() -> Iterator[None]:
+    """Spare each of Damselfly's processes the second of CPU time that its imports take."""
+    with forking():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _watch_for_secrets() -> Iterator[None]:
     """Have what every cluster leaves behind looked at; what was found is an error of the last test to run here.
 
@@ -67,6 +78,22 @@ def _watch_for_secrets() -> Iterator[None]:
     with watching(WATCH):
         yield
     assert not WATCH.findings, WATCH.report()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _watch_for_stalls(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have every daemon say what holds its loop up."""
+    with watched(tmp_path_factory.mktemp("stalls") / "stalls") as file:
+        request.config.stash[STALLS] = file
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail the test during which a daemon's loop was held up; its fixtures are gone by now, and what they started."""
+    yield
+    if file := item.config.stash.get(STALLS, None):
+        file.check()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -79,3 +106,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             logs += sorted(directory.rglob("*.log"))
         report.sections += [(f"end of {log}", tail(log)) for log in logs]
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what has failed, so that a run that is cut short has said it."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} failed ({report.when}):\n{report.longreprtext}", file=sys.__stderr__, flush=True)

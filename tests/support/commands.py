@@ -16,7 +16,7 @@ from bench.process import Child
 from tests.support.secrets import WATCH
 
 DAMSELFLY = (sys.executable, "-m", "damselfly")
-DEADLINE = 110.0
+DEADLINE = 280.0
 """Seconds after which a test fails, before `faulthandler_timeout` ends the run; nothing that works comes near it."""
 
 ANY = "127.0.0.1:0"
