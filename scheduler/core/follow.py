@@ -38,9 +38,10 @@ _SLOW = 1 / 3
 """A host that is slower than this part of the median may be the cause of its children's trouble."""
 _SAMPLE = 64
 """So many hosts make the median."""
-_REPORTS_A_SECOND = 2000
-"""How many reports of what trees brought the hosts of a swarm are to make in all; where that means that each makes
-fewer than it would, how fast it is is known later."""
+_REPORTS_A_SECOND = 500
+"""Each host of so many has a second between two reports of what trees brought it. It keeps to what it was told when it
+came, when there were fewer: ten thousand make 2,500 reports a second in all. A scheduler that is busy with them all the
+time leaves seeds without pieces to bring. Where hosts report more seldom, how fast they are is known later."""
 _REPORT_SECONDS = 10.0
 """How rare reports become at the most."""
 
