@@ -117,7 +117,8 @@ class Unwant:
     version_id: str
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, though never changed: one is made for each piece, and a frozen one costs thrice as much.
+@dataclass(slots=True, unsafe_hash=True)
 class Landed:
     """Pieces that are verified and stored. `digests`, one a piece, come with those fetched from the origin.
 
@@ -141,7 +142,8 @@ class Failed:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, though never changed: one is made for each piece, and a frozen one costs thrice as much.
+@dataclass(slots=True, unsafe_hash=True)
 class Progress:
     """What became of assignments of one version."""
 

@@ -9,7 +9,7 @@ from math import inf
 from operator import itemgetter
 from typing import Any
 
-_SLOTS_A_SECOND = 16000.0
+_SLOTS_A_SECOND = 64000.0
 
 _Call = tuple[float, Callable[..., None], tuple[Any, ...]]
 _time_of = itemgetter(0)
@@ -38,19 +38,16 @@ class Clock:
 
     def at(self, time: float, call: Callable[..., None], *arguments: Any) -> None:
         """Call when it is `time` (seconds; now, if that is past). A call cannot be taken back, only be ignored."""
-        if time < self.now:
-            time = self.now
         slot = int(time * _SLOTS_A_SECOND)
-        if slot <= self._slot:
-            # No call that has happened, or happens now, is later than this one: it goes behind all of them.
-            insort(self._queue, (time, call, arguments), key=_time_of)
+        if slot > self._slot:
+            try:
+                self._later[slot].append((time, call, arguments))
+            except KeyError:
+                self._later[slot] = [(time, call, arguments)]
+                heappush(self._slots, slot)
             return
-        calls = self._later.get(slot)
-        if calls is None:
-            self._later[slot] = [(time, call, arguments)]
-            heappush(self._slots, slot)
-        else:
-            calls.append((time, call, arguments))
+        # No call that has happened, or happens now, is later than this one: it goes behind all of them.
+        insort(self._queue, (max(time, self.now), call, arguments), key=_time_of)
 
     def after(self, delay: float, call: Callable[..., None], *arguments: Any) -> None:
         """Call when `delay` seconds have passed."""

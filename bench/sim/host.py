@@ -6,8 +6,6 @@ has landed. Bytes do not exist: a piece is its index, and its digest is made of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.sim.network import Link
@@ -52,6 +50,7 @@ from peer.download.driver import WORKING_SECONDS
 from peer.download.reports import Reports
 
 if TYPE_CHECKING:
+    from bench.sim.origin import SimulatedOrigin
     from bench.sim.swarm import SimulatedSwarm
 
 _READER = 1
@@ -233,7 +232,7 @@ class SimulatedHost:
         self.uploads[transfer] = None
         if len(self.uploads) > swarm.record.most_uploads:
             swarm.record.most_uploads = len(self.uploads)
-        child.receive(transfer, swarm.path(self, child), partial(self.sent, transfer))
+        child.receive(transfer, swarm.path(self, child), self)
 
     def sent(self, transfer: Transfer, position: int) -> None:
         """Note that the piece at this position of a transfer's span has left."""
@@ -250,7 +249,7 @@ class SimulatedHost:
             record.crossing_bytes += size
         if self.corrupts and swarm.random.random() < self._scenario.corrupt:
             if index == span.stop - 1:
-                transfer.flow = None
+                transfer.flowing = False
             transfer.cut(swarm.network)
             child.ending(transfer, FailureReason.CORRUPT)
             return
@@ -299,19 +298,21 @@ class SimulatedHost:
 
     # As a child
 
-    def receive(self, transfer: Transfer, links: tuple[Link, ...], arrived: Callable[[int], None]) -> None:
-        """Let the transfer's pieces flow over `links`; `arrived` gets the position of each in its span."""
+    def receive(self, transfer: Transfer, links: tuple[Link, ...], sender: SimulatedHost | SimulatedOrigin) -> None:
+        """Let the transfer's pieces flow over `links`; `sender` is told of each that has left."""
         swarm, span = self._swarm, transfer.command.span
         one = span.stop - span.start == 1
         sizes = swarm.sizes_alone[span.start] if one else swarm.sizes[span.start : span.stop]
-        transfer.flow = swarm.network.start(links, sizes, arrived=arrived)
+        transfer.sender = sender
+        transfer.flowing = True
+        swarm.network.begin(transfer, links, sizes)
 
     def landing(self, transfer: Transfer, index: int) -> None:
         """Let a piece that is on its way arrive, and be verified and recorded; the last one ends the transfer."""
         at = self._clock.now + transfer.delay + self._scenario.landing_seconds
         last = index == transfer.command.span.stop - 1
         if last:
-            transfer.flow = None
+            transfer.flowing = False
             transfer.over = True
             transfer.release()
         self._clock.at(at, self._land, transfer, index, last)

@@ -77,28 +77,47 @@ class Several:
 
 
 class Flow:
-    """Pieces that travel one after the other; `arrived` is told the position of each, then `ended`, if there is one."""
+    """Pieces that travel one after the other: `arrived` is told the position of each, `ended` when it was the last."""
 
-    __slots__ = ("arrived", "due", "ended", "links", "next", "rate", "remaining", "since", "sizes")
+    __slots__ = ("due", "links", "next", "rate", "remaining", "since", "sizes")
 
-    def __init__(
-        self,
-        links: tuple[Link, ...],
-        sizes: Sequence[int],
-        arrived: Callable[[int], None],
-        ended: Callable[[], None] | None,
-    ) -> None:
-        self.links = links
-        self.sizes = sizes
+    def __init__(self) -> None:
+        self.links: tuple[Link, ...] = ()
+        self.sizes: Sequence[int] = ()
+        """The bytes of each piece."""
         self.next = 0
-        self.remaining = float(sizes[0])
+        self.remaining = 0.0
         self.rate = 0.0
         self.since = 0.0
         """When `remaining` was true."""
         self.due = inf
         """When the next look at it is taken."""
-        self.arrived = arrived
-        self.ended = ended
+
+    def arrived(self, position: int) -> None:
+        """Take note that the piece at this position has left."""
+
+    def ended(self) -> None:
+        """Take note that all have."""
+
+
+class ToldFlow(Flow):
+    """A flow that tells others."""
+
+    __slots__ = ("_arrived", "_ended")
+
+    def __init__(self, arrived: Callable[[int], None], ended: Callable[[], None] | None) -> None:
+        super().__init__()
+        self._arrived = arrived
+        self._ended = ended
+
+    def arrived(self, position: int) -> None:
+        """Tell it."""
+        self._arrived(position)
+
+    def ended(self) -> None:
+        """Tell it, if somebody wants to know."""
+        if self._ended is not None:
+            self._ended()
 
 
 class Network:
@@ -116,7 +135,15 @@ class Network:
         ended: Callable[[], None] | None = None,
     ) -> Flow:
         """Send pieces of `sizes` bytes over `links`; `arrived` gets the position of each in `sizes`, then `ended`."""
-        flow = Flow(links, sizes, arrived, ended)
+        flow = ToldFlow(arrived, ended)
+        self.begin(flow, links, sizes)
+        return flow
+
+    def begin(self, flow: Flow, links: tuple[Link, ...], sizes: Sequence[int]) -> None:
+        """Send pieces of `sizes` bytes over `links` as a flow that has not begun yet."""
+        flow.links = links
+        flow.sizes = sizes
+        flow.remaining = float(sizes[0])
         flow.since = self._clock.now
         if len(links) == 2:
             one, other = links
@@ -126,7 +153,6 @@ class Network:
             for link in links:
                 link.flows[flow] = Several(tuple(each for each in links if each is not link))
         self._settle(links)
-        return flow
 
     def stop(self, flow: Flow) -> None:
         """End a flow at once; none of its calls follow."""
@@ -212,8 +238,7 @@ class Network:
             return
         self.stop(flow)
         flow.arrived(position - 1)
-        if flow.ended is not None:
-            flow.ended()
+        flow.ended()
 
 
 class EvenNetwork(Network):

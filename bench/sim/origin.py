@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.sim.network import Link
@@ -25,7 +24,7 @@ class SimulatedOrigin:
             return
         connection = Link(self._swarm.scenario.origin_connection_rate)
         child = transfer.child
-        child.receive(transfer, (self._link, connection, child.downlink), partial(self.sent, transfer))
+        child.receive(transfer, (self._link, connection, child.downlink), self)
 
     def sent(self, transfer: Transfer, position: int) -> None:
         """Note that the piece at this position of a transfer's span has left."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING
 
 from bench.sim.network import Flow, Network
@@ -12,27 +12,41 @@ from peer.core.messages import StartTransfer, Watch
 
 if TYPE_CHECKING:
     from bench.sim.host import SimulatedHost
+    from bench.sim.origin import SimulatedOrigin
 
 
-@dataclass(slots=True, eq=False)
-class Transfer:
-    """One transfer under way; `delay` (seconds) is one way between the two hosts."""
+class Transfer(Flow):
+    """One transfer under way, and the flow of its pieces; `delay` (seconds) is one way between the two hosts."""
 
-    child: SimulatedHost
-    command: StartTransfer
-    delay: float
-    parent: SimulatedHost | None = None
-    """Who serves it, as long as that takes one of its upload slots."""
-    flow: Flow | None = None
-    over: bool = False
-    """Whether the child will hear, or has heard, that it is over."""
+    __slots__ = ("child", "command", "delay", "flowing", "over", "parent", "sender")
+
+    sender: SimulatedHost | SimulatedOrigin
+    """Who is told of each piece that has left, once they flow."""
+
+    def __init__(self, child: SimulatedHost, command: StartTransfer, delay: float) -> None:
+        # What a flow has besides is set when it begins: there are millions of these.
+        self.next = 0
+        self.rate = 0.0
+        self.due = inf
+        self.child = child
+        self.command = command
+        self.delay = delay
+        self.parent: SimulatedHost | None = None
+        """Who serves it, as long as that takes one of its upload slots."""
+        self.flowing = False
+        self.over = False
+        """Whether the child will hear, or has heard, that it is over."""
+
+    def arrived(self, position: int) -> None:
+        """Let the sender note it."""
+        self.sender.sent(self, position)
 
     def cut(self, network: Network) -> None:
         """Send no more of it, and free what it occupies."""
         self.over = True
-        if self.flow is not None:
-            network.stop(self.flow)
-            self.flow = None
+        if self.flowing:
+            network.stop(self)
+            self.flowing = False
         self.release()
 
     def release(self) -> None:
