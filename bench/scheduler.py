@@ -60,14 +60,15 @@ class Plan:
 
         Through the process, decisions are timed while hosts report a quarter of the pieces that are asked for a second.
         """
-        # A host has an object after 1.7 s at best, half of a large one after 3.4 s; some begin while others join.
-        objects, halves = round(seconds / 1.7) + 8, round(seconds / 3.4) + 3
+        # A host has an object after 1.7 s at best, half of a smaller one after 0.43 s; some begin while others join.
+        objects, halves = round(seconds / 1.7) + 8, round(seconds / 0.43) + 3
         hosts, tasks = max(8, round(256 * scale)), max(2, round(1000 * scale))
         peers = max(8, round(100 * scale))
         return cls(
             throughput=Scene(hosts, 1, 2 * GIB),
             service=Scene(hosts, objects, 2 * GIB, rolling=True),
-            service_parts=Scene(hosts, halves, 8 * GIB, primed=True, rolling=True),
+            # By parts the scheduler is the limit. Of larger objects nobody would have one, and want the next, in time.
+            service_parts=Scene(hosts, halves, GIB, primed=True, rolling=True),
             decisions=Scene(peers, tasks, 256 * MIB, primed=True),
             service_decisions=Scene(peers, tasks, 256 * MIB, 1e10 / peers, primed=True),
             seconds=seconds,
