@@ -1,4 +1,4 @@
-"""`damselfly ca`: make and look at the authority that a peer opens intercepted TLS with.
+"""`damselfly ca`: make authorities, look at them, and have them sign certificates for members of the cluster.
 
 Each command imports `p2p.tls` when it is called: no other command but a peer needs cryptography.
 """
@@ -14,7 +14,7 @@ import typer
 from p2p.errors import ConfigError
 
 app = typer.Typer(
-    help="Make the certificate authority that `intercept` rules need, and look at it.",
+    help="Make certificate authorities, for `intercept` rules and for TLS within the cluster, and look at them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -38,6 +38,27 @@ def init(
         raise _refused("init", error) from error
     typer.echo(f"{directory / CA_FILE}: for clients to trust (SHA-256 {fingerprint(authority.certificate)})")
     typer.echo(f"{directory / KEY_FILE}: keep it secret; whoever has it can be any host to those clients")
+
+
+@app.command()
+def issue(
+    directory: Annotated[
+        Path,
+        typer.Option("--dir", metavar="DIR", help="The authority's; not the one that clients trust for `intercept`."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes; give it to the host as --cluster-tls-dir.")],
+    name: Annotated[str, typer.Option(help="The host's name, for people: it is not compared with anything.")],
+    days: Annotated[int, typer.Option(min=1, help="How long it is good for, at most as long as the authority.")] = 3650,
+) -> None:
+    """Make a certificate for one host of the cluster: ca.crt, tls.crt, and tls.key (mode 0600), which is its secret."""
+    from p2p.tls import CertificateAuthority, fingerprint
+
+    try:
+        certificate = CertificateAuthority.load(directory).issue(out, name, now=datetime.now(UTC), days=days)
+    except (ConfigError, ValueError) as error:
+        raise _refused("issue", error) from error
+    typer.echo(f"{out}: for {name}, until {certificate.not_valid_after_utc:%Y-%m-%d}")
+    typer.echo(f"SHA-256 {fingerprint(certificate)}")
 
 
 @app.command()

@@ -98,6 +98,14 @@ SecretFile = Annotated[
     ),
 ]
 
+ClusterTlsDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="ca.crt, tls.crt and tls.key of this host (`damselfly ca issue`): other hosts are spoken to by TLS, and "
+        "have to show a certificate too.",
+    ),
+]
 OriginCaFile = Annotated[
     Path | None,
     typer.Option(help="Certificates (PEM) of private authorities, trusted for origins besides the system's."),
@@ -150,6 +158,7 @@ def scheduler(
         typer.Option(metavar="FILE", help="What the cluster may ask of each origin (docs/origin-budgets.md)."),
     ] = None,
     cluster_secret_file: SecretFile = None,
+    cluster_tls_dir: ClusterTlsDir = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run a scheduler: it tells every peer where to fetch which pieces."""
@@ -163,6 +172,7 @@ def scheduler(
         redis=redis,
         state_dir=state_dir,
         cluster_secret_file=cluster_secret_file,
+        cluster_tls_dir=cluster_tls_dir,
         config_file=config,
         log_level=log_level,
     )
@@ -247,6 +257,7 @@ def peer(
 ) -> None:
     """Run a peer: the HTTP proxy, piece cache and piece server of one node."""
     from peer.main import PeerSettings, run
+    cluster_tls_dir: ClusterTlsDir = None,
 
     settings = PeerSettings(
         data_dir=data_dir or _data_home() / ("seed" if seed else "peer"),
@@ -264,6 +275,7 @@ def peer(
         origin_ca_file=origin_ca_file,
         ca_dir=ca_dir,
         capacity=capacity,
+        cluster_tls_dir=cluster_tls_dir,
         upload_slots=upload_slots,
         drain_seconds=drain,
         log_level=log_level,

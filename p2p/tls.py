@@ -1,4 +1,4 @@
-"""The authority that intercepted TLS is opened with, and its leaf certificates.
+"""Authorities and what they sign: the one that intercepted TLS is opened with, and the cluster's own (`p2p.mtls`).
 
 The operator makes an authority once (`damselfly ca init`) and has the clients trust it; a peer signs a leaf for each
 host whose TLS it opens. Leaves live in memory only. Each has one `ssl.SSLContext` for as long as it is used: session
@@ -17,11 +17,14 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.backends.openssl import backend as _backend  # noqa: F401  # else by the first leaf, in the loop
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from p2p.errors import ConfigError
+from p2p.mtls import AUTHORITY_FILE, CERTIFICATE_FILE
+from p2p.mtls import KEY_FILE as MEMBER_KEY_FILE
 
 CA_FILE = "ca.pem"
 """The authority's certificate, in its directory: what clients are to trust."""
@@ -32,6 +35,9 @@ KEY_FILE = "ca-key.pem"
 CA_DAYS = 3650
 LEAF_DAYS = 30
 """How long certificates are good for. Leaves are made anew at half their life, and outlive no process."""
+
+MEMBER_DAYS = 3650
+"""How long a member's certificate is good for, if nothing shorter is asked for."""
 
 MAX_LEAVES = 1024
 """Leaves kept; the least recently used go first."""
@@ -105,19 +111,47 @@ class CertificateAuthority:
         key = ec.generate_private_key(ec.SECP256R1())
         until = min(now + timedelta(days=LEAF_DAYS), self.certificate.not_valid_after_utc)
         # The subject says nothing: names stand in the extension (RFC 9525 §2), and here they may be too long.
-        certificate = (
-            _builder(x509.Name([]), self.certificate.subject, key.public_key(), now, until)
-            .add_extension(x509.SubjectAlternativeName([_general_name(name)]), critical=True)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        certificate = _builder(x509.Name([]), self.certificate.subject, key.public_key(), now, until).add_extension(
+            x509.SubjectAlternativeName([_general_name(name)]), critical=True
+        )
+        return Leaf(self._signed(certificate, ExtendedKeyUsageOID.SERVER_AUTH), key)
+
+    def issue(self, directory: Path, name: str, *, now: datetime, days: int = MEMBER_DAYS) -> x509.Certificate:
+        """Sign a certificate for a member of the cluster called `name`, and write what `p2p.mtls` reads to `directory`.
+
+        The key's file is for its owner only. Raises ConfigError, also if there is one already.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        until = min(now + timedelta(days=days), self.certificate.not_valid_after_utc)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._signed(
+            _builder(subject, self.certificate.subject, key.public_key(), now, until),
+            ExtendedKeyUsageOID.SERVER_AUTH,
+            ExtendedKeyUsageOID.CLIENT_AUTH,
+        )
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            _write_new(directory / MEMBER_KEY_FILE, _key_pem(key), mode=0o600)
+            _write_new(directory / CERTIFICATE_FILE, _pem(certificate), mode=0o644)
+            _write_new(directory / AUTHORITY_FILE, _pem(self.certificate), mode=0o644)
+        except FileExistsError as error:
+            raise ConfigError(f"{error.filename!r} exists already; choose another --out, or remove it") from error
+        except OSError as error:
+            raise ConfigError(f"cannot write a certificate to {str(directory)!r}: {error.strerror}") from error
+        return certificate
+
+    def _signed(self, builder: x509.CertificateBuilder, *purposes: x509.ObjectIdentifier) -> x509.Certificate:
+        """Sign a certificate that signs no others."""
+        return (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
                 critical=False,
             )
             .sign(self.key, hashes.SHA256())
         )
-        return Leaf(certificate, key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from p2p.control import Allowance, Hello, SchedulerMessage, Schedulers, Seeds
 from p2p.daemon import StopSignals, announce_ready, bound, listen, run_daemon
 from p2p.dns import DnsName
 from p2p.errors import ConfigError, StoreError
+from p2p.mtls import ClusterTls
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.tls import CertificateAuthority
@@ -69,6 +70,7 @@ class PeerSettings:
     host_id: str | None = None
     cluster_secret_file: Path | None = None
     config_file: Path | None = None
+    cluster_tls_dir: Path | None = None
     origin_ca_file: Path | None = None
     ca_dir: Path | None = None
     registry_upstream: str | None = None
@@ -141,10 +143,14 @@ async def _run(
     resolver = Resolver(configuration.guard)
     credentials_file = settings.cloud_credentials or configuration.cloud_credentials
     credentials = Credentials.load(credentials_file) if credentials_file else Credentials()
+    tls_dir = settings.cluster_tls_dir or configuration.cluster_tls_dir
+    members = ClusterTls.load(tls_dir) if tls_dir else None
     governor = Governor(ceiling=configuration.ceiling)
-    transfers = Transfers(TransferSettings(origin=origin), resolver=resolver, signer=credentials, governor=governor)
+    transfers = Transfers(
+        TransferSettings(origin=origin), resolver=resolver, signer=credentials, governor=governor, members=members
+    )
     client = OriginClient(origin, resolver=resolver, credentials=credentials, governor=governor)
-    seeds = SeedClient(host_id, secret)
+    seeds = SeedClient(host_id, secret, tls=members)
 
     def heard(message: SchedulerMessage) -> None:
         if isinstance(message, Seeds):
@@ -201,6 +207,7 @@ async def _run(
             )
             api = web.AppRunner(
                 application(
+                tls=members,
                     tasks,
                     store,
                     schedulers=links.status,

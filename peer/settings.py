@@ -48,6 +48,8 @@ class Configuration:
     guard: Guard = field(default_factory=Guard)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     ca_dir: Path | None = None
+    cluster_tls_dir: Path | None = None
+    """Where this host's certificate is, with which it speaks TLS to the other hosts (`p2p.mtls`)."""
     cloud_credentials: Path | None = None
     ceiling: Budget = UNBOUNDED
     """What this host may do at any one origin, whatever the scheduler says."""
@@ -65,6 +67,7 @@ def load_configuration(path: Path) -> Configuration:
     rules = tuple(_rule(table, path.parent) for table in top.tables("rules"))
     origin = top.table("origin")
     upload = top.table("upload")
+    cluster = top.table("cluster")
     top.done()
     users, guard, settings = _users(proxy, path.parent), _guard(proxy), _proxy(proxy)
     ca_dir = proxy.get("ca_dir", lambda value: path.parent / as_text(value), None)
@@ -74,7 +77,11 @@ def load_configuration(path: Path) -> Configuration:
     origin.done()
     upload_rate = upload.get("bytes_per_second", as_bytes_rate, None)
     upload.done()
-    return Configuration(Rules(rules), users, guard, settings, ca_dir, credentials, ceiling, upload_rate)
+    cluster_tls_dir = cluster.get("tls_dir", lambda value: path.parent / as_text(value), None)
+    cluster.done()
+    return Configuration(
+        Rules(rules), users, guard, settings, ca_dir, cluster_tls_dir, credentials, ceiling, upload_rate
+    )
 
 
 def _rule(table: Table, directory: Path) -> Rule:

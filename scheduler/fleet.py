@@ -26,6 +26,7 @@ from p2p.hostapi import (
     probe_from_json,
     source_to_json,
 )
+from p2p.mtls import ClusterTls, explain, tls_error
 from p2p.rendezvous import weight
 from p2p.stores import Store
 
@@ -58,7 +59,7 @@ class Fleet:
     """The hosts there are now, and what may be asked of each. Made inside the running loop.
 
     Every request has a deadline. Each method raises HostError where the host cannot be reached or makes no sense, and
-    otherwise what the host itself raised.
+    otherwise what the host itself raised. With `tls` hosts are spoken to by TLS.
     """
 
     def __init__(
@@ -68,14 +69,16 @@ class Fleet:
         *,
         clock: Callable[[], float] = time.time,
         answer_seconds: float = _ANSWER_SECONDS,
+        tls: ClusterTls | None = None,
     ) -> None:
         self.members = members
         self._secret = secret
         self._clock = clock
         self._answer_seconds = answer_seconds
+        self._scheme = "http" if tls is None else "https"
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
-            connector=aiohttp.TCPConnector(limit=4 * AT_ONCE),
+            connector=aiohttp.TCPConnector(limit=4 * AT_ONCE, ssl=True if tls is None else tls.client),
             read_bufsize=_LINE_BYTES,
         )
 
@@ -165,7 +168,7 @@ class Fleet:
             async with (
                 asyncio.timeout(seconds),
                 self._session.request(
-                    method, f"http://{host.address}{path}", json=body, headers=headers, allow_redirects=False
+                    method, f"{self._scheme}://{host.address}{path}", json=body, headers=headers, allow_redirects=False
                 ) as answer,
             ):
                 if answer.status >= 300:
@@ -175,6 +178,8 @@ class Fleet:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # No text of theirs: it may quote what was sent.
             why = "did not answer in time" if isinstance(error, TimeoutError) else f"failed: {type(error).__name__}"
+            if (about := tls_error(error)) is not None:
+                why = f"failed: {explain(about)}"
             raise HostError(f"host {host.host_id} at {host.address}: {method} {path.partition('?')[0]} {why}") from None
 
 

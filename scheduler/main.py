@@ -18,6 +18,7 @@ from p2p.config import Address
 from p2p.daemon import StopSignals, announce_ready, bound, cannot_listen, listen, run_daemon
 from p2p.dns import DnsName
 from p2p.errors import ConfigError
+from p2p.mtls import ClusterTls
 from p2p.rpc.channel import open_server
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
@@ -56,6 +57,8 @@ class SchedulerSettings:
     state_dir: Path | None = None
     """Where digests outlive a restart; None: they are kept in memory."""
     cluster_secret_file: Path | None = None
+    cluster_tls_dir: Path | None = None
+    """Where this scheduler's certificate is, with which it asks hosts that have TLS (`p2p.mtls`)."""
     config_file: Path | None = None
     log_level: str = "info"
 
@@ -69,6 +72,7 @@ async def _serve(settings: SchedulerSettings) -> None:
     secret = ClusterSecret.load(settings.cluster_secret_file) if settings.cluster_secret_file else None
     require_secret(secret, settings.grpc.host, settings.http.host)
     configuration = load_configuration(settings.config_file) if settings.config_file else Configuration()
+    tls = ClusterTls.load(settings.cluster_tls_dir) if settings.cluster_tls_dir else None
     stopping = StopSignals()
 
     server = open_server(secret)
@@ -84,7 +88,7 @@ async def _serve(settings: SchedulerSettings) -> None:
         digests = SharedJournal(journal, shared) if shared else journal
         driver = Driver(core, digests, clock=asyncio.get_running_loop().time)
         add_SchedulerServicer_to_server(Service(driver, secret), server)
-        async with _fleet(driver, secret) as fleet, TaskScope() as scope:
+        async with _fleet(driver, secret, tls) as fleet, TaskScope() as scope:
             scope.spawn(driver.run(), name="scheduler")
             if not cluster.alone:
                 await _join(cluster, driver, shared, scope)
@@ -140,11 +144,11 @@ def _own_name(settings: SchedulerSettings, grpc_port: int) -> str:
 
 
 @asynccontextmanager
-async def _fleet(driver: Driver, secret: ClusterSecret | None) -> AsyncIterator[Fleet]:
+async def _fleet(driver: Driver, secret: ClusterSecret | None, tls: ClusterTls | None) -> AsyncIterator[Fleet]:
     def members() -> list[Member]:
         return [Member(hello.host_id, hello.address, hello.seed, hello.labels) for hello in driver.hellos()]
 
-    fleet = Fleet(members, secret)
+    fleet = Fleet(members, secret, tls=tls)
     try:
         yield fleet
     finally:

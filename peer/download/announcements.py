@@ -7,6 +7,7 @@ has been lost, and who asked for it decides what then.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import cast
 
@@ -22,6 +23,7 @@ from p2p.errors import (
     ParentStalledError,
     ParentUnreachableError,
 )
+from p2p.mtls import REMEDY, explain
 from p2p.pieces import Bitmap, Span, spans_of
 
 CONNECT_SECONDS = 2.0
@@ -68,6 +70,7 @@ async def watch(
     on_pieces: Callable[[tuple[Span, ...]], None],
     silence_seconds: float = SILENCE_SECONDS,
     arrival_seconds: float = ARRIVAL_SECONDS,
+    tls: ssl.SSLContext | None = None,
 ) -> DamselflyError:
     """Follow the host at `address` ("host:port") in some of `of` stripes until it is lost; return why.
 
@@ -89,11 +92,13 @@ async def watch(
     try:
         dialled = parse_address(address)
         async with asyncio.timeout(CONNECT_SECONDS):
-            transport, protocol = await loop.create_connection(follower, dialled.host, dialled.port)
+            transport, protocol = await loop.create_connection(follower, dialled.host, dialled.port, ssl=tls)
     except ConfigError as error:
         return ParentUnreachableError(str(error))
     except TimeoutError:
         return ParentUnreachableError(f"parent {address}: no connection within {CONNECT_SECONDS:g} s")
+    except ssl.SSLError as error:
+        return ParentUnreachableError(f"parent {address}: no connection: {explain(error)}")
     except (OSError, UnicodeError) as error:
         return ParentUnreachableError(f"parent {address}: no connection: {getattr(error, 'strerror', None) or error}")
     try:
@@ -155,7 +160,13 @@ class _Follower(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Say that the parent is gone."""
-        self._end(ParentUnreachableError(f"parent {self._address} ended its announcements"))
+        if isinstance(exc, ssl.SSLError):
+            text = f"parent {self._address}: {explain(exc)}"
+        elif self._answered:
+            text = f"parent {self._address} ended its announcements"
+        else:
+            text = f"parent {self._address} did not answer who would follow it; if TLS is in use, {REMEDY}"
+        self._end(ParentUnreachableError(text))
         if self._timer is not None:
             self._timer.cancel()
 

@@ -24,7 +24,9 @@ from typing import Any, cast
 
 from prometheus_client import Counter
 
+from p2p.mtls import REMEDY, explain
 from p2p.telemetry import REGISTRY
+from peer.download.tls import RECORD_BYTES, TlsStream
 
 DRAINED_BYTES = 64 * 1024
 """A refusal's body up to this long is read to its end, so that the connection can be kept."""
@@ -53,12 +55,16 @@ AddressInfo = tuple[int, int, int, str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a connection leads; `ca_file` names who vouches for it, besides those that do for every origin."""
+    """Where a connection leads: to a member of the cluster, or to an origin.
+
+    `ca_file` names who vouches for an origin, besides those that do for every one.
+    """
 
     host: str
     port: int
     tls: bool = False
     ca_file: Path | None = None
+    member: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +156,9 @@ class Progress:
 class _Incoming(io.RawIOBase):
     """The receiving half of a socket during one exchange. `makefile` makes it a socket in the eyes of HTTPResponse."""
 
-    def __init__(self, sock: socket.socket, limits: Limits, progress: Progress) -> None:
+    def __init__(self, sock: socket.socket, stream: TlsStream | None, limits: Limits, progress: Progress) -> None:
         self._socket = sock
+        self._stream = stream
         self._limits = limits
         self._progress = progress
         self._low_water = 1
@@ -183,9 +190,15 @@ class _Incoming(io.RawIOBase):
 
     def _receive(self, buffer: Any) -> int:
         """Return how many bytes came: at least one, unless the other side has ended. Raises TimeoutError."""
-        if isinstance(self._socket, ssl.SSLSocket):
-            return self._socket.recv_into(buffer)
-        flags = self._flags(len(buffer))
+        if self._stream is None:
+            return self._from_socket(buffer, self.coming)
+        # What has come and is not decrypted yet is at most a part of a record in either of two places.
+        sure = max(0, self.coming - 2 * RECORD_BYTES)
+        return self._stream.read_into(buffer, lambda into: self._from_socket(into, sure))
+
+    def _from_socket(self, buffer: memoryview, sure: int) -> int:
+        """Receive what the kernel has, where `sure` bytes are still to come to it."""
+        flags = self._flags(len(buffer), sure)
         deadline = time.monotonic() + self._limits.stall_seconds
         while True:
             try:
@@ -194,13 +207,13 @@ class _Incoming(io.RawIOBase):
                 if time.monotonic() >= deadline:
                     raise TimeoutError from None
 
-    def _flags(self, size: int) -> int:
+    def _flags(self, size: int, sure: int) -> int:
         """Return how the next `size` bytes are to be received, and say to the kernel what to wake this thread for."""
-        if not _HEAD_BUFFER_BYTES < size <= self.coming:
+        if not _HEAD_BUFFER_BYTES < size <= sure:
             self._wake_for(1)
             return 0
         # A mark that what is still to come might not reach would be waited for in vain.
-        self._wake_for(LOW_WATER_BYTES if self.coming - size >= LOW_WATER_BYTES else 1)
+        self._wake_for(LOW_WATER_BYTES if sure - size >= LOW_WATER_BYTES else 1)
         return socket.MSG_WAITALL
 
     def _wake_for(self, count: int) -> None:
@@ -224,6 +237,7 @@ class Connection:
         self._tls = tls
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._stream: TlsStream | None = None
         self._aborted = threading.Event()
 
     def ask(self, addresses: Sequence[AddressInfo], head: bytes, progress: Progress | None = None) -> Answer:
@@ -240,16 +254,18 @@ class Connection:
         (_KEPT if kept else _FRESH).inc()
         assert self._socket is not None
         progress.address = self.address
-        incoming = _Incoming(self._socket, self._limits, progress)
+        incoming = _Incoming(self._socket, self._stream, self._limits, progress)
         try:
             with self.errors():
                 progress.waiting_since = time.monotonic()
-                self._socket.sendall(head)
+                (self._stream or self._socket).sendall(head)
                 response = http.client.HTTPResponse(cast(socket.socket, incoming), method="GET")
                 response.begin()
         except BrokenError as error:
             if kept and not incoming.received:
                 raise StaleError(str(error)) from None
+            if self.endpoint.member and not incoming.received and self._tls is None:
+                raise BrokenError(f"{error}; if it has TLS, {REMEDY}") from None
             raise
         incoming.expect_body()
         return Answer(self, response, incoming)
@@ -268,26 +284,20 @@ class Connection:
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls is not None:
-                    # The handshake comes after the attaching: an abort must find the socket that is being waited for.
-                    sock = self._tls.wrap_socket(
-                        sock, server_hostname=self.endpoint.host, do_handshake_on_connect=False
-                    )
-                    self._attach(sock)
-                    sock.do_handshake()
+                    name = None if self.endpoint.member else self.endpoint.host
+                    self._stream = TlsStream(sock, self._tls, name)
+                    self._stream.handshake(time.monotonic() + max(0.001, deadline - time.monotonic()))
                 self._set_deadline(sock)
             except (OSError, ValueError) as error:  # ValueError: a name that cannot be in a certificate
                 self.close()
                 self.unreachable.append(address)
-                reason = _reason(error)
+                reason = self._reason(error)
             else:
                 return
         self._check_aborted()
         raise ConnectError(f"no connection: {reason}")
 
     def _set_deadline(self, sock: socket.socket) -> None:
-        if isinstance(sock, ssl.SSLSocket):
-            sock.settimeout(self._limits.stall_seconds)
-            return
         # The kernel's own deadline: Python's costs a poll before every read, and cannot wait for a whole buffer.
         sock.settimeout(None)
         for option, seconds in (
@@ -324,7 +334,7 @@ class Connection:
                 raise
             if isinstance(error, TimeoutError | BlockingIOError):
                 raise StalledError(f"nothing came for {self._limits.stall_seconds:g} s") from None
-            raise BrokenError(f"the connection broke: {_reason(error)}") from None
+            raise BrokenError(f"the connection broke: {self._reason(error)}") from None
 
     def is_quiet(self) -> bool:
         """Tell whether an idle connection is as it was left: not closed by the other side, and nothing unasked came."""
@@ -332,7 +342,7 @@ class Connection:
             return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return not poll.poll(0)
+        return not poll.poll(0) and (self._stream is None or self._stream.quiet)
 
     def abort(self) -> None:
         """End whatever a thread is waiting for on this connection, now and later; from any thread."""
@@ -340,15 +350,20 @@ class Connection:
             self._aborted.set()
             if self._socket is not None:
                 with suppress(OSError):
-                    # Not SSLSocket's own: that would take the TLS state away under the thread that is using it.
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket; no thread may be at work with it."""
         with self._lock:
             sock, self._socket = self._socket, None
+            self._stream = None
         if sock is not None:
             sock.close()
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, ssl.SSLError) and self.endpoint.member:
+            return explain(error)
+        return _reason(error)
 
 
 class Answer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -132,10 +133,16 @@ class Workers:
 
 
 class Exchanges:
-    """Makes exchanges, with bounded threads and bounded kept connections. Belongs to the event loop."""
+    """Makes exchanges, with bounded threads and bounded kept connections. Belongs to the event loop.
 
-    def __init__(self, *, workers: int, idle: ConnectionPool, trust: Trust) -> None:
+    `trust` has the contexts for origins, `members` the one for members of the cluster, if they speak TLS.
+    """
+
+    def __init__(
+        self, *, workers: int, idle: ConnectionPool, trust: Trust, members: ssl.SSLContext | None = None
+    ) -> None:
         self._trust = trust
+        self._members = members
         self._workers = Workers(workers)
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="transfer")
         self._buffers = threading.local()
@@ -209,7 +216,9 @@ class Exchanges:
 
     def _connection(self, request: Request[T]) -> Connection:
         endpoint = request.endpoint
-        tls = self._trust.context(endpoint.ca_file) if endpoint.tls else None
+        tls = self._members if endpoint.member else None
+        if endpoint.tls:
+            tls = self._trust.context(endpoint.ca_file)
         return Connection(endpoint, request.limits, tls)
 
     async def _look_up(self, request: Request[T], avoid: Any) -> Sequence[AddressInfo]:

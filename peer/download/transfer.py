@@ -21,6 +21,7 @@ from p2p.errors import (
     ParentUnreachableError,
 )
 from p2p.fields import single
+from p2p.mtls import ClusterTls
 from p2p.pieces import Span
 from p2p.ranges import ByteRange, ContentRange, format_range, parse_content_range
 from p2p.urgency import ORDINARY, Urgency
@@ -75,7 +76,8 @@ class Transfers:
     """Fetches spans from parents and origins, with bounded threads and bounded kept connections. Belongs to the loop.
 
     `resolver` decides which origins may be asked, `signer` signs for those that this host has credentials for, and
-    `governor` holds their budgets. `random` jitters the pauses between attempts; `sleep` makes them.
+    `governor` holds their budgets. `random` jitters the pauses between attempts; `sleep` makes them. With `members`
+    other hosts are spoken to by TLS.
     """
 
     def __init__(
@@ -87,13 +89,15 @@ class Transfers:
         governor: Governor | None = None,
         random: Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        members: ClusterTls | None = None,
     ) -> None:
+        self._members = None if members is None else members.client
         self._settings = settings = settings or TransferSettings()
         trust = Trust(settings.origin.ca_file, settings.origin.rules)
         idle = ConnectionPool(
             per_endpoint=settings.idle_per_endpoint, total=settings.idle_total, idle_seconds=settings.idle_seconds
         )
-        self._exchanges = Exchanges(workers=settings.workers, idle=idle, trust=trust)
+        self._exchanges = Exchanges(workers=settings.workers, idle=idle, trust=trust, members=self._members)
         self._origin = BackSource(
             self._exchanges,
             limits=Limits(settings.origin.connect_seconds, settings.origin.stall_seconds),
@@ -141,7 +145,7 @@ class Transfers:
             judge_parent(address, entry.version, wanted, status, headers)
 
         with _parent_errors(address):
-            endpoint = Endpoint(dialled.host, dialled.port)
+            endpoint = Endpoint(dialled.host, dialled.port, member=True)
             request: Request[None] = Request(
                 endpoint, self._settings.parent, head, judge, urgency=urgency, task=entry.version.task_id
             )
@@ -172,6 +176,7 @@ class Transfers:
             digests=digests,
             count=count,
             on_pieces=on_pieces,
+            tls=self._members,
         )
 
     async def from_origin(

@@ -31,6 +31,7 @@ from p2p.hostapi import (
     source_to_json,
 )
 from p2p.identity import redact
+from p2p.mtls import ClusterTls, explain, tls_error
 from p2p.rendezvous import weight
 from p2p.stores import Store
 from p2p.telemetry import logger
@@ -74,7 +75,10 @@ class Lister(Protocol):
 
 
 class SeedClient:
-    """Has seeds ask origins. Made inside the running loop; `clock` gives Unix seconds, for the tokens' expiry."""
+    """Has seeds ask origins. Made inside the running loop; `clock` gives Unix seconds, for the tokens' expiry.
+
+    With `tls` seeds are spoken to by TLS.
+    """
 
     def __init__(
         self,
@@ -88,13 +92,16 @@ class SeedClient:
     ) -> None:
         self._host_id = host_id
         self._secret = secret
+        tls: ClusterTls | None = None,
         self._clock = clock
         self._seeds: tuple[SeedHost, ...] = ()
         self._probe_seconds = probe_seconds
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=stall_seconds),
             read_bufsize=JSON_BYTES,
+        self._scheme = "http" if tls is None else "https"
         )
+            connector=aiohttp.TCPConnector(ssl=True if tls is None else tls.client),
 
     def told(self, seeds: Seeds) -> None:
         """Take which seeds there are; this host itself, if it is one of them, is never asked."""
@@ -156,7 +163,9 @@ class SeedClient:
         """Send a request and give its answer, if it is a 200. Raises what the seed says, and UnansweredError."""
         token = self._secret.sign(HOST_PURPOSE, self._host_id, now=self._clock()) if self._secret else None
         headers = {"Authorization": authorization(token)} if token else {}
-        async with self._session.post(f"http://{seed.address}{path}", json=request, headers=headers) as answer:
+        async with self._session.post(
+            f"{self._scheme}://{seed.address}{path}", json=request, headers=headers
+        ) as answer:
             if answer.status == 200:
                 yield answer
                 return
@@ -244,7 +253,10 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def _unanswered(seed: SeedHost, error: Exception) -> OriginError:
-    reason = str(error) if isinstance(error, DamselflyError) else type(error).__name__
+    if (about := tls_error(error)) is not None:
+        reason = explain(about)
+    else:
+        reason = str(error) if isinstance(error, DamselflyError) else type(error).__name__
     return OriginError(f"seed {seed.host_id} at {seed.address} did not answer: {reason}")
 
 

@@ -146,7 +146,8 @@ class _Follower:
         for handle in (self._due, self._timer):
             if handle is not None:
                 handle.cancel()
-        if self._transport.get_write_buffer_size():
+        # In this order, here and below: a connection over TLS that is closed cannot be asked.
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
             self._transport.abort()
 
     def _tell(self) -> None:
@@ -174,6 +175,9 @@ class _Follower:
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def _beat(self) -> None:
+        if self._transport.is_closing():
+            self.end()
+            return
         unsent, now = self._transport.get_write_buffer_size(), self._loop.time()
         if unsent == 0 or unsent < self._unsent:
             self._reading = now

@@ -1,4 +1,4 @@
-"""The piece server: what this host holds of a version, to other hosts, by true sendfile.
+"""The piece server: what this host holds of a version, to other hosts, by true sendfile; over TLS, through user space.
 
 `GET /v1/pieces/{version_id}` with `Range: bytes=a-b` and `Authorization: Damselfly <token>`. It never waits for a piece
 and never vouches for its own bytes: a child knows their digests from the scheduler, or from the announcements
@@ -20,10 +20,12 @@ from prometheus_client import Counter, Gauge
 from p2p.announcements import ARRIVAL_SECONDS, parse_stripes
 from p2p.auth import ClusterSecret, bearer_token
 from p2p.control import SMALL_BYTES
+from p2p.copyfile import copy_file
 from p2p.errors import RangeNotSatisfiableError, StoreError, UnauthorizedError
+from p2p.mtls import HANDSHAKE_SECONDS, ClusterTls
 from p2p.pieces import Span
 from p2p.ranges import ByteRange, format_content_range, parse_range
-from p2p.sendfile import SendMethod, send_file
+from p2p.sendfile import ReceiverStalledError, SendMethod, send_file
 from p2p.telemetry import REGISTRY, logger
 from p2p.urgency import extra_for_brief
 from peer.upload.announcements import Announced, Announcements
@@ -99,7 +101,7 @@ class PieceServer:
 
     `clock` gives Unix seconds, for the tokens' expiry.
 
-    `api` answers what is not about pieces.
+    `api` answers what is not about pieces. With `tls` whoever dials has to show a certificate of the cluster.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class PieceServer:
         arrival_seconds: float = ARRIVAL_SECONDS,
         clock: Callable[[], float] = time.time,
         api: HostApi | None = None,
+        tls: ClusterTls | None = None,
     ) -> None:
         self._store = store
+        self._tls = None if tls is None else tls.server
         self._secret = secret
         self._slots = slots
         self._limit = None if rate is None else UploadLimit(rate)
@@ -134,7 +138,12 @@ class PieceServer:
 
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound, listening socket, which belongs to the server from now on."""
-        self._listener = await asyncio.get_running_loop().create_server(self._http, sock=sock)
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._http,
+            sock=sock,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else HANDSHAKE_SECONDS,
+        )
 
     async def shutdown(self, grace_seconds: float) -> None:
         """Accept nothing more, let responses under way finish for `grace_seconds`, and then cut them off."""
@@ -270,7 +279,7 @@ class PieceServer:
             if writer is None:
                 return response
             writer.send_headers()
-            await self._send_bytes(transport, entry.fd, wanted)
+            await self._send_bytes(response, transport, entry.fd, wanted)
         except (ConnectionError, StoreError) as error:
             # The head is out: only a broken connection can still say that the bytes did not follow.
             transport.abort()
@@ -280,7 +289,16 @@ class PieceServer:
             _BYTES.inc(len(wanted))
         return response
 
-    async def _send_bytes(self, transport: asyncio.Transport, fd: int, wanted: ByteRange) -> None:
+    async def _send_bytes(
+        self, response: web.StreamResponse, transport: asyncio.Transport, fd: int, wanted: ByteRange
+    ) -> None:
+        async def write(block: bytes) -> None:
+            try:
+                async with asyncio.timeout(self._stall_seconds):
+                    await response.write(block)
+            except TimeoutError:
+                raise ReceiverStalledError(f"the receiver took nothing for {self._stall_seconds:g} s") from None
+
         loop = asyncio.get_running_loop()
         step = len(wanted) if self._limit is None else self._limit.step
         for start in range(wanted.start, wanted.stop, step):
@@ -289,6 +307,9 @@ class PieceServer:
                 delay = self._limit.reserve(count, loop.time()) - loop.time()
                 if delay > 0:
                     await asyncio.sleep(delay)
+            if self._tls is not None:
+                await copy_file(write, fd, start, count)
+                continue
             await send_file(transport, fd, start, count, method=SendMethod.SENDFILE, stall_seconds=self._stall_seconds)
 
 
