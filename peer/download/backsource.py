@@ -206,7 +206,7 @@ class BackSource:
                 if isinstance(verdict, Unaccepted):
                     refusal = (source, verdict.status, verdict.headers, verdict.body)
                     # Once is enough: what was renewed just now is not out of date.
-                    if may_sign_again and self._signer.refused(*refusal):
+                    if may_sign_again and await self._signer.refused(*refusal):
                         return verdict
                     if verdict.status in _REFUSALS:
                         raise self._signer.explained(*refusal)

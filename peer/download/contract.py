@@ -66,7 +66,7 @@ class Signer(Protocol):
     async def signed(self, source: Source) -> Source:
         """Return what to ask instead of a source with a store; other sources come back untouched."""
 
-    def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
+    async def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
         """Learn from an answer to what was signed for `source`; tell whether to sign and ask once more."""
 
     def explained(self, source: Source, status: int, headers: Fields, body: bytes) -> OriginError:
@@ -80,7 +80,7 @@ class Unsigned:
         """Return the source as it is."""
         return source
 
-    def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
+    async def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
         """Know nothing that would help."""
         del source, status, headers, body
         return False

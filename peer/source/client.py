@@ -206,7 +206,7 @@ class OriginClient:
                 response.close()
                 raise
         refusal = (source, response.status, fields_of(response), body)
-        if once_more and self.credentials.refused(*refusal):
+        if once_more and await self.credentials.refused(*refusal):
             return True
         if response.status in _REFUSALS:
             response.release()

@@ -56,8 +56,11 @@ _SILENT = (UnansweredError, TimeoutError, aiohttp.ClientError, OSError, ValueErr
 class Signs(Protocol):
     """Credentials of this host; `peer.source.credentials.Credentials` are some."""
 
+    async def look(self) -> None:
+        """Take up credentials that have changed."""
+
     def covers(self, store: Store, url: str) -> bool:
-        """Tell whether this host can sign requests for `url` in a store's dialect."""
+        """Tell whether this host can sign requests for `url` in a store's dialect, as of the last look."""
 
 
 class Prober(Protocol):
@@ -198,7 +201,7 @@ class Origins:
 
         `content` is the digest that the request names. Raises OriginError kinds and BadRequestError.
         """
-        seeds = self._seeds_for(source)
+        seeds = await self._seeds_for(source)
         if seeds is not None:
             return await seeds.probe(source, task_id)
         try:
@@ -209,7 +212,7 @@ class Origins:
     async def listing(self, url: str, store: Store) -> AsyncGenerator[Listed, None]:
         """Yield every object under the prefix that a plain URL names. Raises as `probe` does."""
         source = Source(url, (), store)
-        seeds = self._seeds_for(source)
+        seeds = await self._seeds_for(source)
         entries = self._lister(url, store) if seeds is None else seeds.listing(url, store)
         try:
             async with aclosing(entries):
@@ -224,7 +227,9 @@ class Origins:
             return True
         return self._signs is not None and self._signs.covers(source.store, source.url)
 
-    def _seeds_for(self, source: Source) -> SeedClient | None:
+    async def _seeds_for(self, source: Source) -> SeedClient | None:
+        if self._signs is not None and source.store is not None:
+            await self._signs.look()
         return None if self._seeds is None or not self._seeds.known or self.reaches(source) else self._seeds
 
     def _advised(self, error: CredentialsError, source: Source) -> CredentialsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -50,6 +51,7 @@ class Credentials:
         self._file = file
         self._seen = _stamp(file.path) if file else None
         self._look_at = 0.0
+        self._looking = asyncio.Lock()
         self._read_at = float("-inf")
         self._clock = clock
         self._regions = s3.Regions()
@@ -80,6 +82,7 @@ class Credentials:
         store = source.store
         if store is None:
             return source
+        await self.look()
         text = "&".join(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in query)
         url = with_query(source.url, text)
         if store is Store.HTTP:
@@ -93,7 +96,7 @@ class Credentials:
         plain = s3.addressed(url, self._regions.of(request, "")) if store is Store.S3 else url
         return Source(plain, (*fields, *headers))
 
-    def refused(self, source: Source, status: int, headers: Fields = (), body: bytes = b"") -> bool:
+    async def refused(self, source: Source, status: int, headers: Fields = (), body: bytes = b"") -> bool:
         """Learn from an answer to a signed request; return whether signing and sending once more is worth it.
 
         To be told of 401, 403 and redirects, and of S3's 400, with the first bytes of its body (ExpiredToken, or
@@ -113,6 +116,7 @@ class Credentials:
         if status not in (401, 403) and not expired:
             return False
         self._look_at = 0.0
+        await self.look()
         signer = self._signer(store, source.url)
         return self._clock() < self._read_at + GRACE_SECONDS or signer.forget()
 
@@ -137,14 +141,13 @@ class Credentials:
         )
 
     def covers(self, store: Store, url: str) -> bool:
-        """Tell, without asking anybody, whether this host can sign for a URL.
+        """Tell, without asking anybody, whether this host can sign for a URL, as of the last `look`.
 
         The identity of an instance counts once it has been found by signing. Raises BadRequestError.
         """
         return store is Store.HTTP or self._signer(store, url).found
 
     def _signer(self, store: Store, url: str) -> Signer:
-        self._reread()
         for prefix, entry in self._file.matches(store, url) if self._file else ():
             if _may_go(prefix, entry, store, url):
                 return self._kept(store, prefix.name, prefix, entry)
@@ -194,23 +197,31 @@ class Credentials:
         first = f"no prefix of {self._path} fits" if self._path else "there is no --cloud-credentials file"
         return f"{first}, and nothing was found in {_CHAINS[store]}"
 
-    def _reread(self) -> None:
-        """Take up a file that has changed; one that cannot be used is logged, and the old one kept."""
-        if self._file is None or self._clock() < self._look_at:
+    async def look(self) -> None:
+        """Take up a file that has changed; one that cannot be used is logged, and the old one kept.
+
+        Returns at once if that was done a moment ago. Signing does it by itself.
+        """
+        if self._file is None or (self._clock() < self._look_at and not self._looking.locked()):
             return
-        self._look_at = self._clock() + _NEWS_SECONDS
-        stamp = _stamp(self._file.path)
+        async with self._looking:
+            if self._clock() >= self._look_at:
+                self._look_at = self._clock() + _NEWS_SECONDS
+                await self._reread(self._file)
+
+    async def _reread(self, old: CredentialFile) -> None:
+        stamp = await asyncio.to_thread(_stamp, old.path)
         if stamp == self._seen:
             return
         self._seen = stamp
         try:
-            self._file = CredentialFile.load(self._file.path)
+            self._file = await asyncio.to_thread(CredentialFile.load, old.path)
         except ConfigError as error:
             log.warning("new credential file not usable; the old one stays", error=str(error))
             return
         self._signers.clear()
         self._read_at = self._clock()
-        log.info("credential file read again", file=str(self._file.path))
+        log.info("credential file read again", file=str(old.path))
 
 
 class _Nobody:

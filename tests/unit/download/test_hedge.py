@@ -278,7 +278,7 @@ class Keys:
     async def signed(self, source: Source) -> Source:
         return Source(source.url, (("Authorization", f"Bearer {self.token}"),)) if source.store else source
 
-    def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
+    async def refused(self, source: Source, status: int, headers: Fields, body: bytes) -> bool:
         assert (source.store, status, single(headers, "content-length"), body) == (Store.GCS, 403, "2", b"no")
         self.token += 1
         return True

@@ -47,6 +47,9 @@ class SigningProber:
 
 
 class CoversAll:
+    async def look(self) -> None:
+        pass
+
     def covers(self, store: Store, url: str) -> bool:
         return True
 

@@ -171,6 +171,9 @@ async def test_a_listing_ends_with_what_went_wrong(seeds: list[RawOrigin], clien
 class Here:
     """A host that can sign for S3 alone."""
 
+    async def look(self) -> None:
+        pass
+
     def covers(self, store: Store, url: str) -> bool:
         return store is Store.S3
 

@@ -74,12 +74,12 @@ async def test_the_key_file_of_a_service_account(write: Write, private_key: str,
         # Before it ends, and when it is refused.
         clock.now += 3600 - 200
         assert await bearer(credentials) == f"Bearer {SECRET}2"
-        assert credentials.refused(SOURCE, 401)
+        assert await credentials.refused(SOURCE, 401)
         assert await bearer(credentials) == f"Bearer {SECRET}3"
-        assert credentials.refused(SOURCE, 401)
+        assert await credentials.refused(SOURCE, 401)
         assert await bearer(credentials) == f"Bearer {SECRET}3"
         clock.now += GRACE_SECONDS
-        assert not credentials.refused(SOURCE, 401)
+        assert not await credentials.refused(SOURCE, 401)
 
 
 async def test_the_environments_file(write: Write, private_key: str, monkeypatch: pytest.MonkeyPatch) -> None:

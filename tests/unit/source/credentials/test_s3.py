@@ -171,7 +171,7 @@ async def test_the_metadata_of_an_instance(monkeypatch: pytest.MonkeyPatch, cloc
         assert credentials.covers(Store.S3, URL)
         clock.now += REUSE_SECONDS + 1
         assert (await signed_with(credentials))[0] == "AKINST1"
-        assert credentials.refused(Source(URL, store=Store.S3), 403)
+        assert await credentials.refused(Source(URL, store=Store.S3), 403)
         assert (await signed_with(credentials))[0] == "AKINST2"
 
 
@@ -292,7 +292,7 @@ async def test_the_region_of_a_bucket_is_learnt(
     source = Source(AWS, store=Store.S3)
     before = await credentials.signed(source)
     assert before.url.startswith("https://bucket.s3.us-west-2.amazonaws.com/models/a%20b?")
-    assert credentials.refused(source, status, headers, body)
+    assert await credentials.refused(source, status, headers, body)
     after = await credentials.signed(source)
     assert after.url.startswith("https://bucket.s3.ap-south-1.amazonaws.com/models/a%20b?")
     assert "/ap-south-1/s3/" in query_of(after)["X-Amz-Credential"]
@@ -301,5 +301,5 @@ async def test_the_region_of_a_bucket_is_learnt(
 async def test_a_region_that_is_none_is_not_put_into_a_host(write: Write) -> None:
     credentials = Credentials()
     source = Source(AWS, store=Store.S3)
-    assert not credentials.refused(source, 301, (("x-amz-bucket-region", "evil.example/"),))
+    assert not await credentials.refused(source, 301, (("x-amz-bucket-region", "evil.example/"),))
     assert (await credentials.signed(source)).url.startswith("https://bucket.s3.us-east-1.amazonaws.com/")

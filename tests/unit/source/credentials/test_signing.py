@@ -38,8 +38,8 @@ async def test_sources_that_are_the_callers_own_and_plain_servers_are_left_alone
     plain = Source("http://files.example/a", (("X-Mine", "1"),), Store.HTTP)
     assert await credentials.signed(plain) == Source(plain.url, plain.headers)
     assert credentials.covers(Store.HTTP, plain.url)
-    assert not credentials.refused(own, 403)
-    assert not credentials.refused(plain, 403)
+    assert not await credentials.refused(own, 403)
+    assert not await credentials.refused(plain, 403)
 
 
 async def test_a_file_that_changes_is_read_again_and_a_broken_one_is_not(write: Write, clock: Clock) -> None:
@@ -97,22 +97,22 @@ async def test_a_second_try_is_for_what_another_signature_may_mend(
     use_environment(monkeypatch)
     credentials = Credentials(clock=clock)
     await credentials.signed(SOURCE)
-    assert credentials.refused(SOURCE, status, (), body) is worth_it
+    assert await credentials.refused(SOURCE, status, (), body) is worth_it
     # Nor is an origin that refuses everything asked twice for ever.
     clock.now += GRACE_SECONDS
-    assert not credentials.refused(SOURCE, status, (), body)
+    assert not await credentials.refused(SOURCE, status, (), body)
 
 
 async def test_keys_of_the_file_are_tried_again_only_when_the_file_has_others(write: Write, clock: Clock) -> None:
     credentials = Credentials.load(write("c.json", file()), clock=clock)
     await credentials.signed(SOURCE)
-    assert not credentials.refused(SOURCE, 403)
+    assert not await credentials.refused(SOURCE, 403)
     write("c.json", file(**{"s3://bucket": "AKSECOND"}))
-    assert credentials.refused(SOURCE, 403)
-    assert credentials.refused(SOURCE, 403)  # asked at the same time as the first, with the old keys
+    assert await credentials.refused(SOURCE, 403)
+    assert await credentials.refused(SOURCE, 403)  # asked at the same time as the first, with the old keys
     assert "AKSECOND" in (await credentials.signed(SOURCE)).url
     clock.now += GRACE_SECONDS
-    assert not credentials.refused(SOURCE, 403)
+    assert not await credentials.refused(SOURCE, 403)
 
 
 def use_environment(monkeypatch: pytest.MonkeyPatch) -> None:
