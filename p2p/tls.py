@@ -18,7 +18,6 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.backends.openssl import backend as _backend  # noqa: F401  # else by the first leaf, in the loop
-from cryptography.hazmat.backends.openssl import backend as _backend  # noqa: F401  # else by the first leaf, in the loop
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID

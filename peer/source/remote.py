@@ -92,19 +92,19 @@ class SeedClient:
         connect_seconds: float = _CONNECT_SECONDS,
         stall_seconds: float = _STALL_SECONDS,
         probe_seconds: float = PROBE_SECONDS,
+        tls: ClusterTls | None = None,
     ) -> None:
         self._host_id = host_id
         self._secret = secret
-        tls: ClusterTls | None = None,
         self._clock = clock
         self._seeds: tuple[SeedHost, ...] = ()
         self._probe_seconds = probe_seconds
+        self._scheme = "http" if tls is None else "https"
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=True if tls is None else tls.client),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=stall_seconds),
             read_bufsize=JSON_BYTES,
-        self._scheme = "http" if tls is None else "https"
         )
-            connector=aiohttp.TCPConnector(ssl=True if tls is None else tls.client),
 
     def told(self, seeds: Seeds) -> None:
         """Take which seeds there are; this host itself, if it is one of them, is never asked."""
