@@ -105,9 +105,13 @@ class Child:
         return code
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of all threads so far, user and system; the last known value once the process is gone."""
+        """Return the CPU time of all threads so far, user and system, and of the processes that the main one started.
+
+        It is the last known value once the process is gone.
+        """
         with contextlib.suppress(OSError):
-            self._cpu_seconds = time.clock_gettime(_cpu_clock(self.pid))
+            workers = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            self._cpu_seconds = sum(time.clock_gettime(_cpu_clock(pid)) for pid in (self.pid, *map(int, workers)))
         return self._cpu_seconds
 
     def rss_anon_bytes(self) -> int:

@@ -1,7 +1,8 @@
 """Caching proxies to be measured against: nginx with proxy_cache, and squid, as Debian packages them.
 
 Each runs as one process with one worker, keeps what it is asked for as long as the run lasts, and writes no access log.
-Squid keeps its objects in memory, nginx in files. Beside them nginx as a plain server of files, with and without TLS.
+Squid keeps its objects in memory, nginx in files. Beside them nginx as a plain server of files, with and without TLS,
+and with a worker a CPU, as Debian sets it up.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ http {{
 
 _NGINX_FILES = """\
 daemon off;
-master_process off;
+user root root;
+worker_processes auto;
 pid {directory}/nginx.pid;
 error_log stderr warn;
 events {{ worker_connections 1024; }}
@@ -157,7 +159,9 @@ RIVALS: Mapping[str, Rival] = {
 }
 
 NGINX_FILES = Rival("nginx", "nginx", _NGINX_FILES % "", _nginx_command, _NGINX_VERSION)
-"""A plain server of what is in `files` of its directory, with Debian's sendfile and tcp_nopush."""
+"""A plain server of what is in `files` of its directory, with Debian's sendfile, tcp_nopush and worker_processes.
+
+Its workers keep the rights of whoever starts it, for the directory is not for others."""
 
 NGINX_TLS_FILES = Rival("nginx with TLS", "nginx", _NGINX_FILES % _TLS, _nginx_command, _NGINX_VERSION)
 """The same over TLS, with the certificate and the key in `leaf.pem` of its directory."""

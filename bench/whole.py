@@ -46,7 +46,7 @@ def main(
     results: Annotated[Path, typer.Option(help="The directory for figures (JSON) and charts.")] = Path("build/bench"),
 ) -> None:
     """Run the benchmarks one after another, and write what they print into the page."""
-    began, version = time.monotonic(), commit()  # what is written to the page is no change to what is measured
+    began, version = time.monotonic(), _version()
     failed: list[str] = []
     with told_to_the_user():
         for name in _names(only):
@@ -73,8 +73,8 @@ def described(words: Sequence[str], printed: str, *, seconds: float, of: str | N
     here = machine()
     where = (
         f"{datetime.now(UTC):%Y-%m-%d}, {here['cpus']} cores of {here['cpu_model']}, "
-        f"{here['memory_bytes'] / 2**30:.0f} GiB, Linux {here['kernel']}, Python {here['python']}, "
-        f"commit {of or 'unknown'}, {seconds:.0f} s:"
+        f"{here['memory_bytes'] / 2**30:.0f} GiB, Linux {'.'.join(here['kernel'].split('.')[:2])}, "
+        f"Python {here['python']}, commit {of or 'unknown'}, {seconds:.0f} s:"
     )
     kept = (line.rstrip() for line in printed.strip("\n").splitlines() if not line.startswith("wrote "))
     return "\n".join((f"`damselfly bench {' '.join(words)}`, {where}", "", "```text", *kept, "```"))
@@ -87,6 +87,12 @@ def replaced(page: str, name: str, block: str) -> str:
     if len(pattern.findall(page)) != 1:
         raise ConfigError(f"the page has no one pair of markers {begin} and {end}, each on a line of its own")
     return pattern.sub(lambda match: f"{begin}\n{block}\n{end}", page)
+
+
+def _version() -> str | None:
+    """Return the commit in short. It is asked for once, for what is written to the page is no change."""
+    whole, dash, changed = (commit() or "").partition("-")
+    return f"{whole[:12]}{dash}{changed}" or None
 
 
 def _names(text: str) -> list[str]:
