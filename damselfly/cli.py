@@ -253,11 +253,11 @@ def peer(
     ] = None,
     cloud_credentials: CloudCredentials = None,
     cluster_secret_file: SecretFile = None,
+    cluster_tls_dir: ClusterTlsDir = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run a peer: the HTTP proxy, piece cache and piece server of one node."""
     from peer.main import PeerSettings, run
-    cluster_tls_dir: ClusterTlsDir = None,
 
     settings = PeerSettings(
         data_dir=data_dir or _data_home() / ("seed" if seed else "peer"),
@@ -271,11 +271,11 @@ def peer(
         registry_upstream=registry_upstream,
         cloud_credentials=cloud_credentials,
         cluster_secret_file=cluster_secret_file,
+        cluster_tls_dir=cluster_tls_dir,
         config_file=config,
         origin_ca_file=origin_ca_file,
         ca_dir=ca_dir,
         capacity=capacity,
-        cluster_tls_dir=cluster_tls_dir,
         upload_slots=upload_slots,
         drain_seconds=drain,
         log_level=log_level,

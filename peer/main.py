@@ -69,8 +69,8 @@ class PeerSettings:
     advertise: str | None = None
     host_id: str | None = None
     cluster_secret_file: Path | None = None
-    config_file: Path | None = None
     cluster_tls_dir: Path | None = None
+    config_file: Path | None = None
     origin_ca_file: Path | None = None
     ca_dir: Path | None = None
     registry_upstream: str | None = None
@@ -140,11 +140,11 @@ async def _run(
     ca_dir = settings.ca_dir or configuration.ca_dir
     authority = CertificateAuthority.load(ca_dir) if ca_dir else None
     require_authority(configuration.rules, authority)
+    tls_dir = settings.cluster_tls_dir or configuration.cluster_tls_dir
+    members = ClusterTls.load(tls_dir) if tls_dir else None
     resolver = Resolver(configuration.guard)
     credentials_file = settings.cloud_credentials or configuration.cloud_credentials
     credentials = Credentials.load(credentials_file) if credentials_file else Credentials()
-    tls_dir = settings.cluster_tls_dir or configuration.cluster_tls_dir
-    members = ClusterTls.load(tls_dir) if tls_dir else None
     governor = Governor(ceiling=configuration.ceiling)
     transfers = Transfers(
         TransferSettings(origin=origin), resolver=resolver, signer=credentials, governor=governor, members=members
@@ -204,10 +204,10 @@ async def _run(
                 slots=settings.upload_slots,
                 rate=configuration.upload_rate,
                 api=host_api,
+                tls=members,
             )
             api = web.AppRunner(
                 application(
-                tls=members,
                     tasks,
                     store,
                     schedulers=links.status,
