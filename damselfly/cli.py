@@ -225,6 +225,10 @@ def peer(
         ),
     ] = None,
     upload_slots: Annotated[int, typer.Option(min=1, help="Piece responses sent to other hosts at once.")] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that send to clients and other hosts. Default: one a CPU, at most 4."),
+    ] = None,
     drain: Annotated[
         float,
         typer.Option(
@@ -277,6 +281,7 @@ def peer(
         ca_dir=ca_dir,
         capacity=capacity,
         upload_slots=upload_slots,
+        workers=workers,
         drain_seconds=drain,
         log_level=log_level,
         labels=dict(label or []),

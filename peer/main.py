@@ -19,6 +19,7 @@ from p2p.daemon import StopSignals, announce_ready, bound, listen, run_daemon
 from p2p.dns import DnsName
 from p2p.errors import ConfigError, StoreError
 from p2p.mtls import ClusterTls
+from p2p.senders import default_workers, set_workers
 from p2p.tasks import TaskScope
 from p2p.telemetry import logger
 from p2p.tls import CertificateAuthority
@@ -77,6 +78,7 @@ class PeerSettings:
     cloud_credentials: Path | None = None
     capacity: int | None = None
     upload_slots: int = 16
+    workers: int | None = None
     drain_seconds: float = 30.0
     log_level: str = "info"
     labels: dict[str, str] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class PeerSettings:
 def run(settings: PeerSettings) -> int:
     """Run a peer until SIGTERM or SIGINT; return the exit status."""
     daemon = "seed" if settings.seed else "peer"
+    set_workers(settings.workers or default_workers())
     return run_daemon("peer", lambda: _serve(settings), log_level=settings.log_level, daemon=daemon)
 
 
