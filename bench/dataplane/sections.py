@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.dataplane import cold, local, memory, origins, peers, small
+from bench.dataplane import cold, local, members, memory, origins, peers, small, workers
 from bench.dataplane.figures import Figure, Result
 from bench.dataplane.plan import Plan, Progress
 from bench.rivals import NGINX_FILES
@@ -21,7 +21,9 @@ class Section:
 
 SECTIONS: Mapping[str, Section] = {
     "local": Section(local.measure, local.unavailable),
+    "workers": Section(workers.measure, local.unavailable),
     "peers": Section(peers.measure),
+    "members": Section(members.measure),
     "origins": Section(origins.measure, origins.unavailable),
     "cold": Section(cold.measure),
     "small": Section(small.measure),
