@@ -179,7 +179,10 @@ class Bitmap:
 
     def add_piece(self, index: int) -> None:
         """Add one piece."""
-        self._bits |= 1 << self._checked_piece(index)
+        # One call less than by `_checked_piece`: this comes for each piece that lands.
+        if not 0 <= index < self.size:
+            raise IndexError(f"piece {index} of {self.size}")
+        self._bits |= 1 << index
 
     def discard_piece(self, index: int) -> None:
         """Remove one piece, if it is there."""

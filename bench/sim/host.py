@@ -232,7 +232,8 @@ class SimulatedHost:
         self.uploads[transfer] = None
         if len(self.uploads) > swarm.record.most_uploads:
             swarm.record.most_uploads = len(self.uploads)
-        child.receive(transfer, swarm.path(self, child), self)
+        near = self.zone == child.zone
+        child.receive(transfer, (self.uplink, child.downlink) if near else swarm.path(self, child), self)
 
     def sent(self, transfer: Transfer, position: int) -> None:
         """Note that the piece at this position of a transfer's span has left."""
@@ -314,7 +315,10 @@ class SimulatedHost:
         if last:
             transfer.flowing = False
             transfer.over = True
-            transfer.release()
+            parent = transfer.parent
+            if parent is not None:
+                del parent.uploads[transfer]
+                transfer.parent = None
         self._clock.at(at, self._land, transfer, index, last)
 
     def ending(self, transfer: Transfer, reason: FailureReason | None) -> None:

@@ -250,7 +250,8 @@ class EvenNetwork(Network):
 
     def _settle(self, links: tuple[Link, ...]) -> None:
         for link in links:
-            link.offer = link.capacity / (len(link.flows) or 1)
+            flows = link.flows
+            link.offer = link.capacity / len(flows) if flows else link.capacity
         self._give_rates(links)
 
 

@@ -97,8 +97,6 @@ class SimulatedSwarm:
 
     def path(self, parent: SimulatedHost, child: SimulatedHost) -> tuple[Link, ...]:
         """Return the links from one host to another."""
-        if parent.zone == child.zone:
-            return (parent.uplink, child.downlink)
         return self._zones.path(parent.uplink, parent.zone, child.downlink, child.zone)
 
     def completed(self, host: SimulatedHost) -> None:

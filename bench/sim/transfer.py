@@ -64,7 +64,7 @@ class Watching:
     def __init__(self, child: SimulatedHost, parent: SimulatedHost, command: Watch) -> None:
         self.child = child
         self.parent = parent
-        self.stripes = frozenset(command.stripes)
+        self.stripes = _set(command.stripes)
         self.of = command.of
         self.over = False
         self.through = 0.0
@@ -73,6 +73,11 @@ class Watching:
     def pieces(self, count: int) -> Bitmap:
         """Return all pieces of these stripes of a version of `count`; not to be changed, as others get the same."""
         return _pieces(self.stripes, self.of, count)
+
+
+@lru_cache(maxsize=256)
+def _set(stripes: tuple[int, ...]) -> frozenset[int]:
+    return frozenset(stripes)
 
 
 @lru_cache(maxsize=64)
