@@ -94,6 +94,8 @@ class Shared:
                 socket_connect_timeout=CALL_SECONDS,
                 retry=Retry(NoBackoff(), 0),
                 decode_responses=False,
+                # Else each connection reads the library's version from the disk, in the loop, to tell it.
+                driver_info=None,
             )
         except ValueError:
             raise ConfigError(
