@@ -10,10 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import reduce
+from heapq import nlargest
 from operator import or_
 from typing import Protocol
 
-from p2p.control import LAZY_REPORT_SECONDS, ORIGIN, SMALL_BYTES, Failed, FailureReason, Landed, PeerMessage, Progress
+from p2p.control import (
+    LAZY_REPORT_SECONDS,
+    ORIGIN,
+    SMALL_BYTES,
+    Failed,
+    FailureReason,
+    Lagging,
+    Landed,
+    PeerMessage,
+    Progress,
+)
 from p2p.digests import piece_digest
 from p2p.errors import (
     CorruptPieceError,
@@ -36,6 +47,10 @@ from peer.core.outbox import Timer, Timers
 
 REPORT_SECONDS = 0.002
 """How long a report to the scheduler waits for company."""
+
+SHREDS = 8
+"""So many runs of pieces from followed parents are worth a report. Where a stripe lags there are hundreds of three
+pieces each, which cost a scheduler more than they tell it: all but the longest wait until they have grown together."""
 
 ORIGIN_REPORT_SECONDS = 0.010
 """The same for what came from the origin: at the rate of a fast link that is a piece or two."""
@@ -105,19 +120,34 @@ class Reports:
         """Say something: reports with others in a while, the sooner if somebody waits (`soon`), all else at once."""
         if isinstance(message, Progress):
             self._add(message, soon=soon)
+        elif isinstance(message, Lagging):
+            self._flush_runs()
+            self._send(message)
         else:
             self.flush()
             self._send(message)
 
     def flush(self) -> None:
         """Send all there is; that a version of one piece came from a followed parent may wait for company even so."""
+        self._flush(reduce(or_, self._followed.values(), 0))
+
+    def _flush_runs(self) -> None:
+        """Send all there is but shreds."""
+        followed = reduce(or_, self._followed.values(), 0)
+        spans = spans_of_bits(followed)
+        self._flush(bits_of(nlargest(SHREDS, spans, key=len)) if len(spans) > SHREDS else followed)
+        if self._followed:
+            self._later = self._timers.call_later(self.lazy_seconds, self._flush_runs)
+
+    def _flush(self, pieces: int) -> None:
+        """Send all there is; of what came from followed parents these pieces (bits)."""
         if self._later is not None:
             self._later.cancel()
             self._later = None
         waited_for = bool(self._landed or self._failed or not self._one_piece)
-        if self._followed:
-            self._landed += self._proven()
-            self._followed = {}
+        if pieces:
+            self._landed += self._proven(pieces)
+            self._followed = {parent: rest for parent, bits in self._followed.items() if (rest := bits & ~pieces)}
         self._flush_soon(soon=waited_for)
 
     def _add(self, news: Progress, *, soon: bool) -> None:
@@ -125,7 +155,7 @@ class Reports:
             for landed in news.landed:
                 self._followed[landed.parent_id] = self._followed.get(landed.parent_id, 0) | bits_of((landed.span,))
             if self._later is None:
-                self._later = self._timers.call_later(self.lazy_seconds, self.flush)
+                self._later = self._timers.call_later(self.lazy_seconds, self._flush_runs)
             return
         hurried = bool(news.failed) or any(landed.parent_id != ORIGIN for landed in news.landed)
         self._landed += news.landed
@@ -151,11 +181,10 @@ class Reports:
             self.sent += 1
             self._send(Progress(self._entry.version.id, tuple(joined(landed)), tuple(failed)), soon=soon)
 
-    def _proven(self) -> Iterator[Landed]:
+    def _proven(self, pieces: int) -> Iterator[Landed]:
         """Join pieces of several stripes, so of several parents, into spans; the first piece's parent is named."""
         followed = self._followed
-        landed = bits_of_bitmap(self._entry.landed) & reduce(or_, followed.values())
-        for span in spans_of_bits(landed):
+        for span in spans_of_bits(bits_of_bitmap(self._entry.landed) & pieces):
             proof = piece_digest(b"".join([self._entry.digest(index) for index in span]))
             yield Landed(span, next(each for each, bits in followed.items() if bits >> span.start & 1), proof=proof)
 

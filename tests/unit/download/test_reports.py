@@ -13,6 +13,7 @@ from p2p.control import (
     SMALL_BYTES,
     Failed,
     FailureReason,
+    Lagging,
     Landed,
     PeerMessage,
     Progress,
@@ -122,6 +123,28 @@ async def test_each_kind_of_news_waits_as_long_as_it_may(tmp_path: Path) -> None
         told.flush()
         assert told.sent == len(sent.messages) == 2
         assert sent.soon == [True, True]
+    await store.close()
+
+
+async def test_shreds_wait_until_they_have_grown_together(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+    task = a_task()
+    sent, timers = Sent(), Timers()
+    shreds = reports.SHREDS + 2
+    with await store.entry(task, a_version(task, 2 * shreds * PIECE)) as entry:
+        await put(entry, range(2 * shreds))
+        told = Reports(entry, sent, timers)
+        told.tell(progress(piece(1, "p0"), *(piece(2 * one, "p0") for one in range(shreds))), soon=False)
+        timers.fire(LAZY_REPORT_SECONDS)
+        told.tell(Lagging(entry.version.id, (1,)), soon=True)
+        told.flush()
+        landed = [one.span for said in sent.messages if isinstance(said, Progress) for one in said.landed]
+        first = next(said for said in sent.messages if isinstance(said, Progress))
+        assert len(first.landed) == reports.SHREDS
+        assert Span(0, 3) in [one.span for one in first.landed], "the longest are worth most"
+        assert sum(map(len, landed)) == shreds + 1
+        assert len(set(landed)) == len(landed)
+        assert timers.pending() == []
     await store.close()
 
 
