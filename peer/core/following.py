@@ -27,8 +27,9 @@ LAG_PIECES = 32
 LAG_SECONDS = 0.3
 """How long it is so before that counts: pieces come in bursts."""
 
-REPORT_LAG_SECONDS = 0.5
-"""How often lagging stripes are reported at the most."""
+REPORT_LAG_SECONDS, LONGEST_REPORT_LAG_SECONDS = 0.5, 4.0
+"""How often lagging stripes are reported at the most: half as often after each report, as long as some stripe lags. In
+a swarm of thousands most of what lags lags because somebody up the tree came late, which no scheduler can mend."""
 
 WIDE_SECONDS = 5.0
 """For how long after the last trouble parents are heard in all stripes."""
@@ -81,6 +82,7 @@ class Followings(dict[str, FollowedParent]):
         self._ahead = 0
         self._behind_since: dict[int, float] = {}
         self._reported = -inf
+        self._report_pause = REPORT_LAG_SECONDS
         self._wide_until: float | None = None
         self.troubled = False
         """Whether anything waits for a time: else there is no deadline, and nothing to review."""
@@ -201,7 +203,7 @@ class Followings(dict[str, FollowedParent]):
         if self._wide_until is not None:
             times.append(self._wide_until)
         if self._behind_since:
-            times.append(max(min(self._behind_since.values()) + LAG_SECONDS, self._reported + REPORT_LAG_SECONDS))
+            times.append(max(min(self._behind_since.values()) + LAG_SECONDS, self._reported + self._report_pause))
         return min((time for time in times if time > -inf), default=inf)
 
     def review(self, now: float, commands: list[Command]) -> tuple[int, ...]:
@@ -218,11 +220,12 @@ class Followings(dict[str, FollowedParent]):
             self._wide_until = None
             self._watch_again(commands)
         lagging: tuple[int, ...] = ()
-        if self._reported + REPORT_LAG_SECONDS <= now:
+        if self._reported + self._report_pause <= now:
             since = self._behind_since.items()
             lagging = tuple(sorted(stripe for stripe, began in since if began + LAG_SECONDS <= now))
             if lagging:
                 self._reported = now
+                self._report_pause = min(2 * self._report_pause, LONGEST_REPORT_LAG_SECONDS)
                 self._listen_wide(now, commands)
         self._take_stock()
         return lagging
@@ -270,6 +273,8 @@ class Followings(dict[str, FollowedParent]):
             for stripe in self._followed
             if self._ahead - self._fronts[stripe] > LAG_PIECES
         }
+        if not self._behind_since:
+            self._report_pause = REPORT_LAG_SECONDS
         self._take_stock()
 
     def _take_stock(self) -> None:

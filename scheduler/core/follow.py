@@ -30,7 +30,7 @@ ZONE_LABEL = "zone"
 
 _JUDGED_AFTER = 0.05
 """Seconds from a complaint to the search for its cause."""
-_COMPLAINT_COUNTS = 1.5
+_COMPLAINT_COUNTS = 4.5
 """Seconds for which a parent's own complaint excuses it."""
 _AHEAD = 32
 """So many pieces another parent must be ahead of a child that lags."""
