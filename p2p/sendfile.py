@@ -1,9 +1,8 @@
 """Sending a file's bytes over a plain TCP transport without taking them through Python.
 
 uvloop has no `sendfile`, and what libraries do in its place is read-and-write without a word. Here the bytes go from
-the file to a duplicate of the socket's descriptor, whenever that is writable: by `os.sendfile` to other hosts, by
-`preadv` into a reused buffer and `send` to this one, where copying from the page cache is the cheaper of the two.
-Nothing is ever handed to `transport.write`, and a transport for which this cannot work is refused and counted.
+the file to a duplicate of the socket's descriptor, whenever that is writable, by `os.sendfile`. Nothing is ever handed
+to `transport.write`, and a transport for which this cannot work is refused and counted.
 
 The event loop must not wait for a disk: see `p2p.pagecache`. TLS has `p2p.copyfile`.
 """
@@ -11,10 +10,8 @@ The event loop must not wait for a disk: see `p2p.pagecache`. TLS has `p2p.copyf
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import socket
-from enum import StrEnum
 
 from prometheus_client import Counter
 
@@ -23,12 +20,9 @@ from p2p.errors import DamselflyError, StoreError
 from p2p.pagecache import (
     FALLBACKS,
     AbsentError,
-    give_buffer,
     read_ahead,
-    read_some,
     require_present,
     short,
-    take_buffer,
     unreadable,
 )
 from p2p.telemetry import REGISTRY
@@ -37,19 +31,13 @@ AT_ONCE_BYTES = 256 * 1024
 """What is sent on the event loop where the socket takes it: less work than handing it over to a thread."""
 
 BURST_BYTES = 4 * 1024 * 1024
-"""How much one socket may be sent before a thread's others have their turn; about what a socket's buffer holds."""
+"""How much one socket may be sent before a thread's others have their turn.
 
-_SENT = Counter("damselfly_sent_file_bytes", "Bytes sent from files, by method.", ["method"], registry=REGISTRY)
+What a socket's buffer holds at the most: with less a receiver over loopback is woken more often, which costs both
+sides CPU time.
+"""
 
-
-class SendMethod(StrEnum):
-    """How bytes get from a file into a socket."""
-
-    SENDFILE = "sendfile"
-    COPY = "copy"
-
-
-_SENT_BY = {method: _SENT.labels(method) for method in SendMethod}
+_SENT = Counter("damselfly_sent_file_bytes", "Bytes sent from files by sendfile.", registry=REGISTRY)
 
 
 class UnsendableTransportError(DamselflyError):
@@ -60,20 +48,7 @@ class ReceiverStalledError(ConnectionAbortedError, TimeoutError):
     """The receiver took nothing within the progress deadline."""
 
 
-def choose_method(peername: object) -> SendMethod:
-    """Return the cheaper method for the receiver at a socket's `peername`: COPY for this machine, else SENDFILE."""
-    host = peername[0] if isinstance(peername, tuple) and peername else None
-    try:
-        address = ipaddress.ip_address(host or "")
-    except ValueError:
-        return SendMethod.SENDFILE
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return SendMethod.COPY if (mapped or address).is_loopback else SendMethod.SENDFILE
-
-
-async def send_file(
-    transport: asyncio.Transport, fd: int, offset: int, count: int, *, method: SendMethod, stall_seconds: float
-) -> None:
+async def send_file(transport: asyncio.Transport, fd: int, offset: int, count: int, *, stall_seconds: float) -> None:
     """Send bytes `offset` to `offset + count` of the file `fd` over `transport`, after what it has still buffered.
 
     Nobody may write to the transport meanwhile. Returns when the socket has taken the last byte. Whenever this raises
@@ -92,23 +67,20 @@ async def send_file(
         raise ConnectionResetError("the connection was closed before the file was sent")
     with socket.socket(fileno=os.dup(channel.fileno())) as duplicate:
         duplicate.setblocking(False)
-        await _Sending(transport, duplicate, fd, offset, count, method).run(stall_seconds)
-    _SENT_BY[method].inc(count)
+        await _Sending(transport, duplicate, fd, offset, count).run(stall_seconds)
+    _SENT.inc(count)
 
 
 class _Sending:
     """One call of `send_file`: small ones at once on the loop, others in a thread; another reads ahead if need be."""
 
-    def __init__(
-        self, transport: asyncio.Transport, channel: socket.socket, fd: int, offset: int, count: int, method: SendMethod
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, channel: socket.socket, fd: int, offset: int, count: int) -> None:
         self.offset = offset
         self._transport = transport
         self._channel = channel
         self._fd = fd
         self._stop = offset + count
         self._read_until = offset  # everything below was in the page cache lately
-        self._send = self._sendfile if method is SendMethod.SENDFILE else self._copy
         self._failure: Exception | None = None
 
     def fileno(self) -> int:
@@ -156,7 +128,7 @@ class _Sending:
             self._failure = ConnectionResetError("the connection was closed while the file was sent")
             return True
         try:
-            self._send(min(self._stop, self.offset + BURST_BYTES))
+            self._sendfile(min(self._stop, self.offset + BURST_BYTES))
         except AbsentError:
             return True
         except Exception as error:  # noqa: BLE001  # whatever it is, it is the caller's, and not the thread's
@@ -177,25 +149,6 @@ class _Sending:
         if sent == 0 and limit > self.offset:
             raise short(self.offset)
         self.offset += sent
-
-    def _copy(self, limit: int) -> None:
-        # What is read and not taken is read once more later: so a receiver that is slow holds no buffer.
-        buffer = take_buffer()
-        try:
-            while self.offset < limit:
-                wanted = buffer[: min(len(buffer), limit - self.offset)]
-                present = self.offset + len(wanted) <= self._read_until
-                block = wanted[: read_some(self._fd, wanted, self.offset, wait=present)]
-                sent = self._channel.send(block)
-                self.offset += sent
-                if sent < len(block):
-                    return
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise _send_error(error) from error
-        finally:
-            give_buffer(buffer)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -24,7 +24,7 @@ from aiohttp.abc import AbstractStreamWriter
 from p2p.copyfile import copy_file
 from p2p.errors import BadRequestError
 from p2p.fields import single
-from p2p.sendfile import choose_method, send_file
+from p2p.sendfile import send_file
 from peer.core.rules import DEFAULT_RULE, Errors, Rule
 from peer.source.fields import Fields, end_to_end
 
@@ -171,8 +171,7 @@ class Exchange:
         if transport.get_extra_info("sslcontext") is not None:
             await copy_file(self._write, descriptor, offset, count)
         else:
-            method = choose_method(transport.get_extra_info("peername"))
-            await send_file(transport, descriptor, offset, count, method=method, stall_seconds=self._stall_seconds)
+            await send_file(transport, descriptor, offset, count, stall_seconds=self._stall_seconds)
         self.body_bytes += count
 
     async def send_whole(

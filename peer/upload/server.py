@@ -25,7 +25,7 @@ from p2p.errors import RangeNotSatisfiableError, StoreError, UnauthorizedError
 from p2p.mtls import HANDSHAKE_SECONDS, ClusterTls
 from p2p.pieces import Span
 from p2p.ranges import ByteRange, format_content_range, parse_range
-from p2p.sendfile import ReceiverStalledError, SendMethod, send_file
+from p2p.sendfile import ReceiverStalledError, send_file
 from p2p.telemetry import REGISTRY, logger
 from p2p.urgency import extra_for_brief
 from peer.upload.announcements import Announced, Announcements
@@ -310,7 +310,7 @@ class PieceServer:
             if self._tls is not None:
                 await copy_file(write, fd, start, count)
                 continue
-            await send_file(transport, fd, start, count, method=SendMethod.SENDFILE, stall_seconds=self._stall_seconds)
+            await send_file(transport, fd, start, count, stall_seconds=self._stall_seconds)
 
 
 class _RefusalError(Exception):

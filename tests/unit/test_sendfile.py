@@ -13,15 +13,12 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from p2p import pagecache
 from p2p.errors import StoreError
 from p2p.pagecache import READ_AHEAD_BYTES, ShortFileError
 from p2p.senders import MOST_DEFAULT_WORKERS
 from p2p.sendfile import (
     ReceiverStalledError,
-    SendMethod,
     UnsendableTransportError,
-    choose_method,
     send_file,
 )
 from p2p.telemetry import REGISTRY
@@ -50,11 +47,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
             runner.run(bounded())
 
         yield call
-
-
-@pytest.fixture(params=SendMethod)
-def method(request: pytest.FixtureRequest) -> SendMethod:
-    return SendMethod(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -110,27 +102,25 @@ def open_descriptors() -> int:
     [(0, len(CONTENT)), (0, 1), (len(CONTENT) - 1, 1), (12345, 3 * MIB + 1), (4 * MIB, 4 * MIB), (17, 0)],
 )
 def test_sends_exactly_the_range_after_what_the_transport_has_buffered(
-    run: Run, method: SendMethod, fd: int, offset: int, count: int
+    run: Run, fd: int, offset: int, count: int
 ) -> None:
     head = b"head" * (2 * MIB)
-    before = metric("damselfly_sent_file_bytes_total", method=method)
+    before = metric("damselfly_sent_file_bytes_total")
 
     async def work() -> None:
         async with connection() as (transport, reader, _), asyncio.TaskGroup() as group:
             transport.write(head)
             assert transport.get_write_buffer_size() > 0
             body = group.create_task(received(reader, len(head) + count + 4))
-            await send_file(transport, fd, offset, count, method=method, stall_seconds=10)
+            await send_file(transport, fd, offset, count, stall_seconds=10)
             transport.write(b"tail")
             assert await body == head + CONTENT[offset : offset + count] + b"tail"
 
     run(work())
-    assert metric("damselfly_sent_file_bytes_total", method=method) - before == count
+    assert metric("damselfly_sent_file_bytes_total") - before == count
 
 
-def test_pages_that_are_not_in_the_page_cache_are_read_by_a_thread(
-    run: Run, method: SendMethod, tmp_path: Path
-) -> None:
+def test_pages_that_are_not_in_the_page_cache_are_read_by_a_thread(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "cold"
     path.write_bytes(CONTENT)
     cold = os.open(path, os.O_RDONLY)
@@ -141,7 +131,7 @@ def test_pages_that_are_not_in_the_page_cache_are_read_by_a_thread(
     async def work() -> None:
         async with connection() as (transport, reader, _), asyncio.TaskGroup() as group:
             body = group.create_task(received(reader, len(CONTENT)))
-            await send_file(transport, cold, 0, len(CONTENT), method=method, stall_seconds=10)
+            await send_file(transport, cold, 0, len(CONTENT), stall_seconds=10)
             assert await body == CONTENT
 
     run(work())
@@ -149,70 +139,68 @@ def test_pages_that_are_not_in_the_page_cache_are_read_by_a_thread(
     assert metric("damselfly_send_read_aheads_total") > before
 
 
-def test_file_systems_that_cannot_be_probed_are_served_all_the_same(run: Run, method: SendMethod) -> None:
+def test_file_systems_that_cannot_be_probed_are_served_all_the_same(run: Run) -> None:
     memory = os.memfd_create("content")
     os.write(memory, CONTENT[: READ_AHEAD_BYTES + 5])
 
     async def work() -> None:
         async with connection() as (transport, reader, _), asyncio.TaskGroup() as group:
             body = group.create_task(received(reader, READ_AHEAD_BYTES))
-            await send_file(transport, memory, 5, READ_AHEAD_BYTES, method=method, stall_seconds=10)
+            await send_file(transport, memory, 5, READ_AHEAD_BYTES, stall_seconds=10)
             assert await body == CONTENT[5 : READ_AHEAD_BYTES + 5]
 
     run(work())
     os.close(memory)
 
 
-def test_a_short_file_is_an_error(run: Run, method: SendMethod, fd: int) -> None:
+def test_a_short_file_is_an_error(run: Run, fd: int) -> None:
     async def work() -> None:
         async with connection() as (transport, reader, _), asyncio.TaskGroup() as group:
             body = group.create_task(received(reader, MIB))
             with pytest.raises(ShortFileError):
-                await send_file(transport, fd, len(CONTENT) - MIB, MIB + 1, method=method, stall_seconds=10)
+                await send_file(transport, fd, len(CONTENT) - MIB, MIB + 1, stall_seconds=10)
             with pytest.raises(ShortFileError):
-                await send_file(transport, fd, len(CONTENT) + 5, 1, method=method, stall_seconds=10)
+                await send_file(transport, fd, len(CONTENT) + 5, 1, stall_seconds=10)
             body.cancel()
 
     run(work())
 
 
-def test_an_unreadable_file_is_an_error_of_the_store(run: Run, method: SendMethod, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error_of_the_store(run: Run, tmp_path: Path) -> None:
     directory = os.open(tmp_path, os.O_RDONLY)
 
     async def work() -> None:
         async with connection() as (transport, _, _):
             with pytest.raises(StoreError, match="cannot send from a file"):
-                await send_file(transport, directory, 0, 1, method=method, stall_seconds=10)
+                await send_file(transport, directory, 0, 1, stall_seconds=10)
 
     run(work())
     os.close(directory)
 
 
-def test_a_receiver_that_takes_nothing_is_given_up(run: Run, method: SendMethod, fd: int) -> None:
+def test_a_receiver_that_takes_nothing_is_given_up(run: Run, fd: int) -> None:
     async def work() -> None:
         async with connection() as (transport, _, _):
             before = open_descriptors()
             for kind in (TimeoutError, ConnectionError, ReceiverStalledError):
                 with pytest.raises(kind, match="took nothing for"):
-                    await send_file(transport, fd, 0, len(CONTENT), method=method, stall_seconds=0.05)
+                    await send_file(transport, fd, 0, len(CONTENT), stall_seconds=0.05)
             assert open_descriptors() == before
 
     run(work())
 
 
-def test_a_receiver_that_takes_none_of_the_transports_own_bytes_is_given_up(
-    run: Run, method: SendMethod, fd: int
-) -> None:
+def test_a_receiver_that_takes_none_of_the_transports_own_bytes_is_given_up(run: Run, fd: int) -> None:
     async def work() -> None:
         async with connection() as (transport, _, _):
             transport.write(bytes(32 * MIB))
             with pytest.raises(ReceiverStalledError):
-                await send_file(transport, fd, 0, 1, method=method, stall_seconds=0.05)
+                await send_file(transport, fd, 0, 1, stall_seconds=0.05)
 
     run(work())
 
 
-def test_a_receiver_that_goes_away_is_a_reset(run: Run, method: SendMethod, fd: int) -> None:
+def test_a_receiver_that_goes_away_is_a_reset(run: Run, fd: int) -> None:
     async def work() -> None:
         async with connection() as (transport, reader, writer), asyncio.TaskGroup() as group:
             sending = group.create_task(send_for_ever(transport))
@@ -223,12 +211,12 @@ def test_a_receiver_that_goes_away_is_a_reset(run: Run, method: SendMethod, fd: 
     async def send_for_ever(transport: asyncio.Transport) -> None:
         with pytest.raises(ConnectionResetError):  # noqa: PT012  # any of the sends may be the one that notices
             while True:
-                await send_file(transport, fd, 0, len(CONTENT), method=method, stall_seconds=10)
+                await send_file(transport, fd, 0, len(CONTENT), stall_seconds=10)
 
     run(work())
 
 
-def test_a_transport_that_is_closed_meanwhile_is_a_reset(run: Run, method: SendMethod, fd: int) -> None:
+def test_a_transport_that_is_closed_meanwhile_is_a_reset(run: Run, fd: int) -> None:
     async def work() -> None:
         async with connection() as (transport, reader, _), asyncio.TaskGroup() as group:
             sending = group.create_task(reset(transport))
@@ -241,16 +229,16 @@ def test_a_transport_that_is_closed_meanwhile_is_a_reset(run: Run, method: SendM
 
     async def reset(transport: asyncio.Transport) -> None:
         with pytest.raises(ConnectionResetError, match="closed"):
-            await send_file(transport, fd, 0, len(CONTENT), method=method, stall_seconds=10)
+            await send_file(transport, fd, 0, len(CONTENT), stall_seconds=10)
 
     run(work())
 
 
-def test_cancelling_leaves_nothing_behind(run: Run, method: SendMethod, fd: int) -> None:
+def test_cancelling_leaves_nothing_behind(run: Run, fd: int) -> None:
     async def work() -> None:
         async with connection() as (transport, reader, _):
             before = open_descriptors()
-            sending = asyncio.ensure_future(send_file(transport, fd, 0, len(CONTENT), method=method, stall_seconds=10))
+            sending = asyncio.ensure_future(send_file(transport, fd, 0, len(CONTENT), stall_seconds=10))
             await reader.readexactly(1)
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -260,18 +248,17 @@ def test_cancelling_leaves_nothing_behind(run: Run, method: SendMethod, fd: int)
     run(work())
 
 
-def test_receivers_that_take_nothing_hold_up_nobody_and_no_buffer(run: Run, method: SendMethod, fd: int) -> None:
+def test_receivers_that_take_nothing_hold_up_nobody(run: Run, fd: int) -> None:
     async def work() -> None:
         async with AsyncExitStack() as stack:
             idle = [await stack.enter_async_context(connection()) for _ in range(MOST_DEFAULT_WORKERS + 1)]
             transport, reader, _ = await stack.enter_async_context(connection())
             stalled = [
-                asyncio.ensure_future(send_file(each, fd, 0, len(CONTENT), method=method, stall_seconds=10))
-                for each, _, _ in idle
+                asyncio.ensure_future(send_file(each, fd, 0, len(CONTENT), stall_seconds=10)) for each, _, _ in idle
             ]
             async with asyncio.TaskGroup() as group:
                 body = group.create_task(received(reader, len(CONTENT)))
-                await send_file(transport, fd, 0, len(CONTENT), method=method, stall_seconds=10)
+                await send_file(transport, fd, 0, len(CONTENT), stall_seconds=10)
             assert await body == CONTENT
             assert not any(each.done() for each in stalled)
             assert metric("damselfly_sends_in_threads") == len(stalled)
@@ -280,18 +267,7 @@ def test_receivers_that_take_nothing_hold_up_nobody_and_no_buffer(run: Run, meth
             await asyncio.wait(stalled)
             assert metric("damselfly_sends_in_threads") == 0
 
-    buffers = set()
-    taken = pagecache.take_buffer
-
-    def take() -> memoryview:
-        buffer = taken()
-        buffers.add(id(buffer.obj))
-        return buffer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("p2p.sendfile.take_buffer", take)
-        run(work())
-    assert len(buffers) <= MOST_DEFAULT_WORKERS + 1
+    run(work())
 
 
 class Tls(asyncio.Transport):
@@ -302,29 +278,8 @@ class Tls(asyncio.Transport):
 
 
 @pytest.mark.parametrize("transport", [Tls(), asyncio.Transport()], ids=["tls", "no socket"])
-async def test_transports_that_need_user_space_are_refused_and_counted(
-    transport: asyncio.Transport, fd: int, method: SendMethod
-) -> None:
+async def test_transports_that_need_user_space_are_refused_and_counted(transport: asyncio.Transport, fd: int) -> None:
     before = metric("damselfly_send_fallbacks_total", reason="transport")
     with pytest.raises(UnsendableTransportError, match="not plain TCP"):
-        await send_file(transport, fd, 0, 1, method=method, stall_seconds=1)
+        await send_file(transport, fd, 0, 1, stall_seconds=1)
     assert metric("damselfly_send_fallbacks_total", reason="transport") == before + 1
-
-
-@pytest.mark.parametrize(
-    ("peername", "expected"),
-    [
-        (("127.0.0.1", 1), SendMethod.COPY),
-        (("127.8.9.10", 1), SendMethod.COPY),
-        (("::1", 1, 0, 0), SendMethod.COPY),
-        (("::ffff:127.0.0.1", 1, 0, 0), SendMethod.COPY),
-        (("10.0.0.7", 1), SendMethod.SENDFILE),
-        (("::ffff:10.0.0.7", 1, 0, 0), SendMethod.SENDFILE),
-        (("fe80::1%eth0", 1, 0, 2), SendMethod.SENDFILE),
-        (("", 0), SendMethod.SENDFILE),
-        ("", SendMethod.SENDFILE),
-        (None, SendMethod.SENDFILE),
-    ],
-)
-def test_copies_to_this_machine_only(peername: object, expected: SendMethod) -> None:
-    assert choose_method(peername) is expected
