@@ -72,6 +72,11 @@ class Connection:
         self._missing = -1  # body bytes; below zero while the head is not complete
         self.sent_at = 0.0
 
+    @property
+    def head(self) -> bytes:
+        """The head of the last answer up to its empty line; empty while it is not complete."""
+        return self._head.partition(_HEAD_END)[0] if self._missing >= 0 else b""
+
     def ask(self, request: bytes) -> None:
         """Send a request; the last answer is complete."""
         self.sent_at = time.perf_counter()

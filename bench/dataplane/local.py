@@ -61,7 +61,7 @@ def measure(plan: Plan, progress: Progress) -> Iterator[Figure]:
         field.origin.reset()
         for name, size in sizes.items():
             for connections in _CONNECTIONS:
-                times = max(1, (2 if connections == 1 else 1) * plan.large // size)
+                times = max(1, plan.large * 2 // size // (1 if connections == 1 else 4))
                 rounds: list[dict[str, float]] = []
                 for number in range(1, plan.rounds + 1):
                     progress(f"{SECTION}, {name}, connections: {connections}, round {number}")

@@ -27,7 +27,7 @@ def measure(plan: Plan, progress: Progress) -> Iterator[Figure]:
             for name, count in _COUNTS.items():
                 peer = field.cluster[name]
                 server = Server(peer.child, peer.addresses["proxy"], {name: made.url})
-                times = max(1, plan.large // plan.medium)
+                times = max(1, plan.large // plan.medium // 4)
                 rounds[-1] |= read_round(server, str(count), name, plan.medium, _CONNECTIONS, times)
     values = by_name(rounds[1:])
     for count in _COUNTS.values():
