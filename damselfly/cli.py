@@ -17,7 +17,7 @@ from damselfly.ca import app as ca_app
 from damselfly.config import app as config_app
 from damselfly.fleet_cli import app as fleet_app
 from damselfly.options import parse_header, parse_proxy
-from p2p.config import Address, parse_address, parse_duration, parse_size
+from p2p.config import Address, Capacity, parse_address, parse_capacity, parse_duration
 from p2p.digests import ExpectedDigest
 from p2p.dns import parse_place
 from p2p.errors import BadRequestError, ConfigError
@@ -208,11 +208,12 @@ def peer(
         Path | None, typer.Option(help="Where pieces are kept. Default ~/.local/share/damselfly/peer (seed: …/seed).")
     ] = None,
     capacity: Annotated[
-        int | None,
+        Capacity | None,
         typer.Option(
-            parser=_parsed(parse_size),
-            metavar="SIZE",
-            help="Most bytes to keep, for example 500GiB; the least recently used go first. Default: no bound.",
+            parser=_parsed(parse_capacity),
+            metavar="SIZE|SHARE",
+            help="Most bytes to keep, for example 500GiB, or 80% of the disk; the least recently used go first. "
+            "Default: no bound.",
         ),
     ] = None,
     host_id: Annotated[

@@ -54,6 +54,28 @@ def format_size(size: int) -> str:
     return f"{number}{name}"
 
 
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The most that may be kept: so many bytes, or that share (0 to 1) of the disk if there is one."""
+
+    size: int = 0
+    share: float | None = None
+
+    def of(self, disk_bytes: int) -> int:
+        """Return it in bytes, on a disk of that size."""
+        return self.size if self.share is None else int(disk_bytes * self.share)
+
+
+def parse_capacity(text: str) -> Capacity:
+    """Read a size, or a share of the disk: "500GiB", "80%". Raises ConfigError."""
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%", text.strip())
+    if match is None:
+        return Capacity(parse_size(text))
+    if not 0 < float(match[1]) <= 100:
+        raise ConfigError(f"{text!r} is no share of a disk; write for example 80%, or a size, 500GiB")
+    return Capacity(share=float(match[1]) / 100)
+
+
 def parse_duration(text: str) -> float:
     """Return the seconds that "30s", "5m", "200ms", "1h30m", "1.5h" or "0" stand for.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from p2p.auth import ClusterSecret, is_loopback, require_secret
-from p2p.config import Address
+from p2p.config import Address, Capacity
 from p2p.control import Allowance, Hello, SchedulerMessage, Schedulers, Seeds
 from p2p.daemon import StopSignals, announce_ready, bound, listen, run_daemon
 from p2p.dns import DnsName
@@ -42,6 +42,7 @@ from peer.source.http import Prober
 from peer.source.listing import list_objects
 from peer.source.remote import Origins, SeedClient
 from peer.store import Store
+from peer.store.space import capacity_in
 from peer.tasks import TaskManager
 from peer.upload.server import PieceServer
 
@@ -76,7 +77,7 @@ class PeerSettings:
     ca_dir: Path | None = None
     registry_upstream: str | None = None
     cloud_credentials: Path | None = None
-    capacity: int | None = None
+    capacity: Capacity | None = None
     upload_slots: int = 16
     workers: int | None = None
     drain_seconds: float = 30.0
@@ -110,7 +111,7 @@ async def _serve(settings: PeerSettings) -> None:
     dropped: list[TaskManager] = []
     store = await Store.open(
         settings.data_dir,
-        capacity=settings.capacity,
+        capacity=await asyncio.to_thread(capacity_in, settings.data_dir, settings.capacity),
         on_dropped=lambda version_id: dropped[0].dropped(version_id) if dropped else None,
         on_damaged=lambda version_id, spans: dropped[0].damaged(version_id, spans) if dropped else None,
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 from p2p.digests import PIECE_DIGEST_BYTES, piece_hasher
-from p2p.errors import StoreError
+from p2p.errors import StoreError, StoreFullError
 from p2p.identity import Task
 from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import Version
@@ -35,6 +36,9 @@ class Keeper(Protocol):
 
     async def forget(self, entry: Entry, damaged: Sequence[int]) -> None:
         """Take landed pieces out of the index and have the entry `drop` them."""
+
+    def relieve(self, need: int) -> bool:
+        """Make room for `need` bytes on a full disk, from any thread; tells whether it is worth trying again."""
 
     def released(self, entry: Entry) -> None:
         """Note that nobody refers to the entry any more."""
@@ -111,7 +115,7 @@ class Entry:
             raise self._retired
         if not 0 <= offset <= offset + length <= self.layout.length:
             raise ValueError(f"bytes {offset}..{offset + length} of an object of {self.layout.length}")
-        file.allocate(offset, length)
+        self._with_room(length, lambda: file.allocate(offset, length))
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes at `offset` of the object; from any thread; they count for nothing until they are committed.
@@ -131,7 +135,8 @@ class Entry:
             index = position // self.layout.piece_length
             end = min(stop, self.layout.offset(index + 1))
             if index not in self.landed:
-                file.write(data[position - offset : end - offset], position)
+                part = data[position - offset : end - offset]
+                self._with_room(len(part), partial(file.write, part, position))
             position = end
 
     async def commit(self, pieces: Sequence[tuple[int, bytes]]) -> None:
@@ -276,6 +281,15 @@ class Entry:
         """Give up the data file, which closes when whoever gets it, or still writes to it, lets go of it."""
         file, self._file = self._file, None
         return file
+
+    def _with_room(self, need: int, act: Callable[[], None]) -> None:
+        """Act, and act again for as long as room can be made on a full disk; others may have taken it meanwhile."""
+        while True:
+            try:
+                return act()
+            except StoreFullError:
+                if not self._keeper.relieve(need):
+                    raise
 
     def _open_file(self) -> DataFile:
         file = self._file

@@ -12,6 +12,9 @@ HELD_VERSIONS = Gauge("damselfly_store_versions", "Versions held, whole or in pa
 OPEN_ENTRIES = Gauge("damselfly_store_open_entries", "Versions in memory, with an open file.", registry=REGISTRY)
 EVICTED = Counter("damselfly_store_evicted", "Versions evicted to make room.", registry=REGISTRY)
 EVICTED_BYTES = Counter("damselfly_store_evicted_bytes", "Bytes evicted to make room.", registry=REGISTRY)
+DISK_FULL = Counter(
+    "damselfly_store_disk_full", "Times that versions had to go because the disk was full.", registry=REGISTRY
+)
 DAMAGED = Counter(
     "damselfly_store_pieces_damaged", "Pieces dropped because their bytes were not those recorded.", registry=REGISTRY
 )

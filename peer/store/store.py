@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,14 +25,16 @@ from peer.store.disk import DISK, Disk
 from peer.store.entry import Entry, damaged_pieces
 from peer.store.files import DataDirectory, DataFile
 from peer.store.index import Index, StoreStats, Work
-from peer.store.metrics import DAMAGED, EVICTED, EVICTED_BYTES, OPEN_ENTRIES
+from peer.store.metrics import DAMAGED, DISK_FULL, EVICTED, EVICTED_BYTES, OPEN_ENTRIES
 from peer.store.recover import discard_broken_index, recover
+from peer.store.space import Ballast
 
 _LOG = logger(__name__)
 
 _IDLE_ENTRIES = 64
 _TOUCHES = 256
 _CANDIDATES = 256
+_RELIEF_SECONDS = 30.0  # how long a writer waits for room on a full disk
 _SLACK = 64  # room is made for a 64th of the capacity at once, so that small versions do not go one by one
 
 
@@ -66,8 +70,14 @@ class Store:
         self._owed: defaultdict[str, list[Work[None]]] = defaultdict(list)  # by version, to be done before it is read
         self._evicting = asyncio.Lock()
         self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._ballast = Ballast(directory.path / "ballast", directory.disk)
+        self._reliefs = 0
+        self._freeing: list[Future[None]] = []
         # Verifying, forcing to the disk and freeing blocks take long and must not hold up the index.
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="store")
+        self._executor.submit(self._ballast.place)
 
     @classmethod
     async def open(
@@ -210,7 +220,12 @@ class Store:
         version_id = version.id
         while (entry := self._live.get(version_id)) is None:
             creating = records.create(self._directory, task, version, self._epochs, self._clock())
-            await self._load(version_id, creating)
+            try:
+                await self._load(version_id, creating)
+            except StoreFullError:
+                if not await self._relieve(0):
+                    raise
+                await self._load(version_id, creating)
         return self._referenced(entry)
 
     def _referenced(self, entry: Entry) -> Entry:
@@ -286,7 +301,12 @@ class Store:
         files = [entry.detach() for entry in entries]
         if files and not self._closed:
             # The list is all that refers to the files: emptying it there closes them there.
-            self._executor.submit(files.clear)
+            self._free(files.clear)
+
+    def _free(self, work: Callable[[], None]) -> None:
+        """Give blocks back to the disk, in a thread."""
+        self._freeing = [one for one in self._freeing if not one.done()]
+        self._freeing.append(self._executor.submit(work))
 
     def _flush_touches(self) -> None:
         if self._touched:
@@ -301,12 +321,56 @@ class Store:
         self._check_open()
         need = sum(entry.layout.size(index) for index, _ in pieces)
         work = records.commit(entry.row, entry.layout, pieces, self._epochs.current, self._capacity)
+        relieved = False
         while True:
             try:
                 return await self._index.submit(work, then=lambda _: entry.admit(pieces))
             except records.CapacityError:
                 if self._capacity is None or not await self._make_room(need, self._capacity):
                     raise
+            except StoreFullError:
+                if relieved or not await self._relieve(need):
+                    raise
+                relieved = True
+
+    def relieve(self, need: int) -> bool:
+        """Evict because the disk is full, and wait until it is done; from any thread but the loop's (Keeper)."""
+        if threading.get_ident() == self._thread or self._closed:
+            return False
+        relief = asyncio.run_coroutine_threadsafe(self._relieve(need), self._loop)
+        try:
+            return relief.result(_RELIEF_SECONDS)
+        except (StoreError, TimeoutError) as error:
+            relief.cancel()
+            _LOG.warning("no room can be made on a full disk", error=str(error) or "not in time")
+            return False
+
+    async def _relieve(self, need: int) -> bool:
+        """Evict a 64th of what is held, at least `need` bytes, and free it on the disk; tells whether that helped.
+
+        Whoever has waited for another's eviction tries again without one of its own.
+        """
+        before = self._reliefs
+        async with self._evicting:
+            self._check_open()
+            if self._reliefs != before:
+                return True
+            wanted = max(need, self._index.stats.bytes // _SLACK, 1)
+            try:
+                freed = await self._evict(wanted)
+            except StoreFullError:
+                # The index itself has no room to forget anything.
+                if not await self._loop.run_in_executor(self._executor, self._ballast.drop):
+                    raise
+                freed = await self._evict(wanted)
+            # A file takes up its room until it has no name left, and its last descriptor is closed.
+            self._free(partial(_empty_trash, self._directory))
+            await asyncio.gather(*map(asyncio.wrap_future, self._freeing))
+            _LOG.warning("the disk is full", path=str(self._directory.path), needed=need, freed=freed)
+            DISK_FULL.inc()
+            self._executor.submit(self._ballast.place)
+            self._reliefs += freed > 0
+            return freed > 0
 
     async def inspect(self, entry: Entry, file: DataFile, pieces: Sequence[tuple[int, bytes]]) -> frozenset[int]:
         """Compare pieces with their digests in a thread (Keeper)."""
@@ -479,7 +543,7 @@ class Store:
             if self._idle.pop(one.version_id, None) is not None:
                 self._detach([entry])
         if removed and not self._closed:
-            self._executor.submit(_empty_trash, self._directory)
+            self._free(partial(_empty_trash, self._directory))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -43,6 +43,9 @@ READERS = 4
 STALL_SECONDS = 60.0
 """A read that gives no byte for so long hangs: the longest pause on purpose is a twentieth of it."""
 
+START_SECONDS = 300.0
+"""A daemon that is not ready after so long hangs."""
+
 LONGEST_STOP = 3.0
 _DAMAGED = re.compile(r"^damselfly_store_pieces_damaged_total ([0-9.e+]+)$", re.MULTILINE)
 
@@ -281,7 +284,9 @@ def torture(
     with (
         small_disk(home / SMALL_DISK, say) as flags,
         running_origin("unlimited", directory) as origin,
-        LocalCluster(peers=len(PEERS), seeds=1, directory=home, arguments={SMALL_DISK: flags}) as cluster,
+        LocalCluster(
+            peers=len(PEERS), seeds=1, directory=home, arguments={SMALL_DISK: flags}, ready_seconds=START_SECONDS
+        ) as cluster,
     ):
         Field(cluster, origin, random.Random(seed), score).run(seconds=seconds, rounds=rounds)
     return score
