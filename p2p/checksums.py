@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from p2p.digests import Buffer, Hasher
 from p2p.errors import BadRequestError, ChecksumMismatchError
@@ -193,8 +194,11 @@ class Crc:
 
     @staticmethod
     def function(kind: ChecksumKind) -> Callable[[Buffer, int], int]:
-        """Return what computes a CRC of some bytes, given that of those before them (0 at first)."""
-        return _functions(kind)[0]
+        """Return what computes a CRC of some bytes, given that of those before them (0 at first).
+
+        Its first call imports the library, which takes long: it is for threads.
+        """
+        return partial(_updated, kind)
 
     def update(self, data: Buffer, /) -> None:
         """Take `data` after what was taken before."""
@@ -311,6 +315,10 @@ def _decoded(found: Iterable[tuple[ChecksumKind, str | None]]) -> dict[ChecksumK
             if len(value) == kind.size:
                 decoded[kind] = value
     return decoded
+
+
+def _updated(kind: ChecksumKind, data: Buffer, crc: int) -> int:
+    return _functions(kind)[0](data, crc)
 
 
 def _functions(kind: ChecksumKind) -> tuple[Callable[[Buffer, int], int], Callable[[int, int, int], int]]:

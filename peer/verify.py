@@ -179,7 +179,8 @@ class ObjectDigests:
         async with lock:
             if (known := self._recall(entry, expected.algorithm)) is not None:
                 return known
-            hasher = expected.hasher()
+            # In a thread: the first hasher of its kind may import a library.
+            hasher = await asyncio.to_thread(expected.hasher)
             buffer = memoryview(bytearray(_READ_BYTES))
             offset = 0
             while offset < entry.layout.length:
