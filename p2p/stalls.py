@@ -57,9 +57,10 @@ _BLOCKING = frozenset(
         "fcntl.flock", "fcntl.lockf", "glob.glob", "import", "open", "os.link", "os.listdir", "os.mkdir", "os.remove",
         "os.rename", "os.rmdir", "os.scandir", "os.symlink", "os.system", "os.truncate", "shutil.copyfile",
         "shutil.rmtree", "socket.connect", "socket.getaddrinfo", "socket.gethostbyaddr", "socket.gethostbyname",
-        "socket.getnameinfo", "sqlite3.connect", "subprocess.Popen", "time.sleep",
+        "sqlite3.connect", "subprocess.Popen", "time.sleep",
     }
 )  # fmt: skip
+"""Events of sys.audit. Not socket.getnameinfo: it does not say whether it only formats an address, as it does here."""
 
 _IN_MEMORY = ("/proc/", "/sys/", "/dev/")
 """Where files are that no disk holds."""
