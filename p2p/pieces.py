@@ -19,9 +19,14 @@ GIB = 1024 * MIB
 def piece_length(object_length: int) -> int:
     """Return the length in bytes of every piece but the last of an object of `object_length` bytes.
 
-    Small enough that the swarm has some hundred pieces to trade, large enough that a piece's fixed cost (a request, a
-    report, an index row) stays under a percent of moving it.
+    Small enough that the swarm has some hundred pieces to trade: the trees by which an object spreads fill at the pace
+    of a few pieces, and with 256 of them that is a hundredth of the way. Large enough that a piece's fixed cost (a
+    request, a report, an index row) stays under a percent of moving it.
     """
+    if object_length < 512 * MIB:
+        return MIB
+    if object_length < GIB:
+        return 2 * MIB
     if object_length < 4 * GIB:
         return 4 * MIB
     if object_length < 32 * GIB:

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from p2p.pieces import GIB, Bitmap, PieceLayout, Span, spans_of
 from p2p.ranges import ByteRange
 
-LENGTHS = st.one_of(st.integers(0, 100), st.integers(0, 200 * GIB), st.sampled_from([4 * GIB, 32 * GIB]))
+LENGTHS = st.one_of(st.integers(0, 100), st.integers(0, 200 * GIB), st.sampled_from([GIB // 2, GIB, 4 * GIB, 32 * GIB]))
 
 
 @st.composite

@@ -4,25 +4,23 @@ import pytest
 
 from p2p.pieces import GIB, MIB, Bitmap, PieceLayout, Span, piece_length, spans_of
 from p2p.ranges import ByteRange
+from tests.support.pieces import PIECE
 
 
 def test_piece_lengths_grow_with_the_object() -> None:
-    assert [piece_length(size) for size in (0, 4 * GIB - 1, 4 * GIB, 32 * GIB - 1, 32 * GIB, 10**13)] == [
-        4 * MIB,
-        4 * MIB,
-        8 * MIB,
-        8 * MIB,
-        16 * MIB,
-        16 * MIB,
-    ]
+    assert [piece_length(size) for size in (0, 512 * MIB - 1)] == [MIB, MIB]
+    assert [piece_length(size) for size in (512 * MIB, GIB - 1)] == [2 * MIB, 2 * MIB]
+    assert [piece_length(size) for size in (GIB, 4 * GIB - 1)] == [4 * MIB, 4 * MIB]
+    assert [piece_length(size) for size in (4 * GIB, 32 * GIB - 1)] == [8 * MIB, 8 * MIB]
+    assert [piece_length(size) for size in (32 * GIB, 10**13)] == [16 * MIB, 16 * MIB]
 
 
 def test_a_layout_cuts_an_object() -> None:
-    layout = PieceLayout.of(9 * MIB)
+    layout = PieceLayout.of(2 * PIECE + 5)
     assert layout.count == 3
-    assert [layout.offset(index) for index in range(3)] == [0, 4 * MIB, 8 * MIB]
-    assert [layout.size(index) for index in range(3)] == [4 * MIB, 4 * MIB, MIB]
-    assert layout.bytes_of(Span(1, 3)) == ByteRange(4 * MIB, 9 * MIB)
+    assert [layout.offset(index) for index in range(3)] == [0, PIECE, 2 * PIECE]
+    assert [layout.size(index) for index in range(3)] == [PIECE, PIECE, 5]
+    assert layout.bytes_of(Span(1, 3)) == ByteRange(PIECE, 2 * PIECE + 5)
     assert layout.everything() == (Span(0, 3),)
 
 
@@ -34,12 +32,12 @@ def test_an_empty_object_has_no_pieces() -> None:
 
 
 def test_what_lies_outside_is_refused() -> None:
-    layout = PieceLayout.of(9 * MIB)
+    layout = PieceLayout.of(2 * PIECE + 5)
     with pytest.raises(IndexError, match="3 of 3"):
         layout.size(3)
     with pytest.raises(IndexError, match="of 3"):
         layout.bytes_of(Span(2, 4))
-    for outside in (ByteRange(0, 9 * MIB + 1), ByteRange(5, 5)):
+    for outside in (ByteRange(0, 2 * PIECE + 6), ByteRange(5, 5)):
         with pytest.raises(ValueError, match="bytes"):
             layout.covering(outside)
     with pytest.raises(ValueError, match="-1"):
