@@ -8,28 +8,29 @@ import pytest
 from bench.scheduler_core import load_core, weigh_core
 from bench.synthetic import Member, Scene, pieces_of
 from p2p.control import Assignment, Following, Hello, Parent, Part
-from p2p.pieces import GIB, MIB, Span
+from p2p.pieces import GIB, Span
 from peer.download.reports import REPORT_SECONDS
 from tests.support.commands import run
+from tests.support.pieces import PIECE
 
 
 def test_a_core_under_load_brings_every_piece_to_every_host() -> None:
-    scene = Scene(hosts=8, tasks=2, object_bytes=256 * MIB)
+    scene = Scene(hosts=8, tasks=2, object_bytes=64 * PIECE)
     sample = load_core(scene, alone=False, seconds=60)
     assert sample.pieces >= scene.pairs * scene.pieces
     assert 0 < sample.reports <= sample.pieces
 
 
 def test_primed_swarms_trade_what_the_other_half_holds() -> None:
-    scene = Scene(hosts=8, tasks=2, object_bytes=256 * MIB, primed=True)
+    scene = Scene(hosts=8, tasks=2, object_bytes=64 * PIECE, primed=True)
     sample = load_core(scene, alone=True, seconds=60)
     assert sample.pieces == scene.pairs * scene.pieces / 2
 
 
 def test_pieces_land_at_the_rate_of_the_link_and_reports_wait_for_company() -> None:
-    scene = Scene(hosts=1, tasks=1, object_bytes=256 * MIB)
+    scene = Scene(hosts=1, tasks=1, object_bytes=64 * PIECE)
     (version,) = scene.versions()
-    member = Member(Hello("h", "10.0.0.1:65002"), 4000 * MIB, late_seconds=0.0)
+    member = Member(Hello("h", "10.0.0.1:65002"), 1000 * PIECE, late_seconds=0.0)
     member.assigned(Assignment(version, (Part(Span(0, 4), "p"), Part(Span(8, 9), "q"))), now=10.0)
     assert member.next_at() == 10.001 + REPORT_SECONDS
     assert list(member.advance(10.001)) == []
@@ -40,9 +41,9 @@ def test_pieces_land_at_the_rate_of_the_link_and_reports_wait_for_company() -> N
 
 
 def test_a_host_that_has_all_it_expects_reports_at_once() -> None:
-    scene = Scene(hosts=1, tasks=1, object_bytes=16 * MIB)
+    scene = Scene(hosts=1, tasks=1, object_bytes=4 * PIECE)
     (version,) = scene.versions()
-    member = Member(Hello("h", "10.0.0.1:65002"), 4000 * MIB, late_seconds=0.5)
+    member = Member(Hello("h", "10.0.0.1:65002"), 1000 * PIECE, late_seconds=0.5)
     member.expect(version, scene.lacking(0))
     parent = Parent("p", "10.0.0.2:65002", (0,), seed=False)
     member.followed(Following(version, 1, (parent,), (), cold=False, report_seconds=9.0), now=10.0)
@@ -54,7 +55,7 @@ def test_a_host_that_has_all_it_expects_reports_at_once() -> None:
 
 
 def test_the_core_is_weighed_without_the_hosts() -> None:
-    scene = Scene(hosts=8, tasks=2, object_bytes=256 * MIB)
+    scene = Scene(hosts=8, tasks=2, object_bytes=64 * PIECE)
     assert weigh_core(scene, seconds=60) > 0
 
 

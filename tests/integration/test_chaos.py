@@ -16,8 +16,8 @@ import pytest
 from bench.cluster import LocalCluster
 from bench.origin_client import running_origin
 from bench.reader import Reader, ReadError
+from tests.support.pieces import PIECE
 
-MIB = 1024 * 1024
 PEERS = ("peer-1", "peer-2", "peer-3")
 READERS = 6
 READS = 12
@@ -29,7 +29,7 @@ def test_kills_cost_no_wrong_byte_and_leave_nothing_broken(seed: int, tmp_path: 
     dice = random.Random(seed)
     victims = dice.sample(["peer-2", "peer-3", "seed-1", "seed-2", "scheduler"], k=4)
     with running_origin("s3", tmp_path) as origin, LocalCluster(peers=3, seeds=2, directory=tmp_path / "c") as cluster:
-        things = [origin.create(f"model-{n}", dice.randrange(60 * MIB), seed=n) for n in range(4)]
+        things = [origin.create(f"model-{n}", dice.randrange(15 * PIECE), seed=n) for n in range(4)]
         proxies = {peer: cluster[peer].addresses["proxy"] for peer in PEERS}
         finished: queue.SimpleQueue[None] = queue.SimpleQueue()
         failures: list[tuple[str, str]] = []

@@ -13,9 +13,9 @@ from bench.origin_client import OriginClient, running_origin
 from bench.reader import Reader, Reading
 from scheduler.core.model import Limits
 from tests.support.daemons import fetch
+from tests.support.pieces import PIECE
 
-MIB = 1024 * 1024
-SIZE = 96 * MIB + 4321
+SIZE = 24 * PIECE + 4321
 PEERS = 3
 
 pytestmark = pytest.mark.skipif(Limits().stripes == 0, reason="the scheduler plans no trees by default")

@@ -21,11 +21,12 @@ from p2p.telemetry import REGISTRY
 from peer.download.transfer import Transfers
 from peer.store import Entry, Store
 from peer.upload.server import SMALL_A_SLOT, PieceServer
-from tests.unit.store.support import PIECE, a_task, a_version, assert_sound, content, put
+from tests.support.pieces import PIECE
+from tests.unit.store.support import a_task, a_version, assert_sound, content, put
 
 NOW = 1_800_000_000.0
 SECRET = ClusterSecret(b"a secret of the cluster")
-HELD = Span(0, 3)
+HELD = Span(0, 12)  # far more than what the sockets between the server and a child hold
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
@@ -52,7 +53,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 @dataclass
 class Parent:
-    """A host with a piece server; it holds pieces 0, 1 and 2 of a version of four."""
+    """A host with a piece server; it holds all pieces of a version but the last."""
 
     store: Store
     entry: Entry
@@ -107,7 +108,7 @@ async def parent(
 ) -> AsyncIterator[Parent]:
     store = await Store.open(directory / "parent")
     task = a_task()
-    with await store.entry(task, a_version(task)) as entry:
+    with await store.entry(task, a_version(task, HELD.stop * PIECE + 5)) as entry:
         await put(entry, HELD)
         server = PieceServer(
             store, secret=secret, slots=slots, rate=rate, stall_seconds=stall_seconds, clock=lambda: NOW
@@ -168,19 +169,21 @@ def test_a_child_gets_what_it_asks_for(run: Run, tmp_path: Path) -> None:
 
     async def work() -> None:
         async with parent(tmp_path, secret=SECRET) as of, child(tmp_path, of) as (transfers, entry):
-            await fetch(transfers, entry, of, Span(1, 3), of.token())
+            await fetch(transfers, entry, of, Span(1, HELD.stop), of.token())
             await fetch(transfers, entry, of, Span(0, 1), of.token())
             assert entry.landed.spans() == (HELD,)
             assert_sound(entry)
 
     run(work())
     # The uploads' last count may be made after the child has its last byte, but before the server has shut down.
-    assert metric("damselfly_uploaded_bytes_total") - before == 3 * PIECE
-    assert metric("damselfly_sent_file_bytes_total") - sent == 3 * PIECE
+    assert metric("damselfly_uploaded_bytes_total") - before == HELD.stop * PIECE
+    assert metric("damselfly_sent_file_bytes_total") - sent == HELD.stop * PIECE
     assert metric("damselfly_send_fallbacks_total", reason="transport") == fallbacks
 
 
-@pytest.mark.parametrize("bounds", [(0, 0), (5, 1_000_000), (PIECE - 1, PIECE), (3 * PIECE - 1, 3 * PIECE - 1)])
+@pytest.mark.parametrize(
+    "bounds", [(0, 0), (5, 1_000_000), (PIECE - 1, PIECE), (HELD.stop * PIECE - 1, HELD.stop * PIECE - 1)]
+)
 def test_any_range_of_bytes_held_is_served(run: Run, tmp_path: Path, bounds: tuple[int, int]) -> None:
     async def work() -> None:
         async with parent(tmp_path) as of:
@@ -201,8 +204,8 @@ def test_any_range_of_bytes_held_is_served(run: Run, tmp_path: Path, bounds: tup
         (("Range: pieces=0-1",), 416),
         (("Range: bytes=0-1,5-6",), 416),
         (("Range: bytes=999999999-",), 416),
-        ((f"Range: bytes={3 * PIECE}-{3 * PIECE}",), 404),
-        ((f"Range: bytes=0-{3 * PIECE}",), 404),
+        ((f"Range: bytes={HELD.stop * PIECE}-{HELD.stop * PIECE}",), 404),
+        ((f"Range: bytes=0-{HELD.stop * PIECE}",), 404),
     ],
 )
 def test_what_is_no_range_or_not_held_is_refused(run: Run, tmp_path: Path, lines: tuple[str, ...], status: int) -> None:
@@ -262,7 +265,7 @@ async def slow_client(of: Parent) -> AsyncIterator[asyncio.StreamReader]:
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", of.port))
     reader, writer = await asyncio.open_connection(sock=sock)
-    writer.write(f"GET {of.path} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-{3 * PIECE - 1}\r\n\r\n".encode())
+    writer.write(f"GET {of.path} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-{HELD.stop * PIECE - 1}\r\n\r\n".encode())
     await reader.readexactly(1)
     try:
         yield reader
@@ -279,7 +282,7 @@ def test_slots_are_bounded_and_come_free(run: Run, tmp_path: Path) -> None:
                 assert (answer.status, answer.headers["retry-after"]) == (503, "1")
                 with pytest.raises(ParentBusyError):
                     await fetch(transfers, entry, of, Span(0, 1))
-                assert (await answered(reader)).body == bytes_of(of.entry, 0, 3 * PIECE)
+                assert (await answered(reader)).body == bytes_of(of.entry, 0, HELD.stop * PIECE)
             # The slot is free once the server has seen the last byte go; the next answer waits for that.
             async with slow_client(of) as reader:
                 assert (await answered(reader)).status == 206
@@ -394,7 +397,7 @@ def test_shutdown_lets_responses_finish_and_closes_the_idle(run: Run, tmp_path: 
             assert (await answered(idle)).status == 206
             stopping = group.create_task(of.server.shutdown(10))
             assert await idle.read() == b""
-            assert (await answered(slow)).body == bytes_of(of.entry, 0, 3 * PIECE)
+            assert (await answered(slow)).body == bytes_of(of.entry, 0, HELD.stop * PIECE)
             await stopping
             with pytest.raises(ConnectionError):
                 await asyncio.open_connection("127.0.0.1", of.port)

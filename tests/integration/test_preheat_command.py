@@ -20,10 +20,11 @@ from bench.reader import Reader
 from damselfly.cli import app
 from p2p.identity import identify
 from tests.support.daemons import fetch
+from tests.support.pieces import PIECE
 from tests.support.servers import S3Server
 
 MIB = 1024 * 1024
-SIZE = 24 * MIB + 99
+SIZE = 6 * PIECE + 99
 LABELS = {"peer-1": ["--label", "zone=a"], "peer-2": ["--label", "zone=b"]}
 
 

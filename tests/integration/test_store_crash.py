@@ -24,7 +24,8 @@ from p2p.identity import Task
 from p2p.pieces import PieceLayout, Span
 from p2p.versions import Version
 from peer.store import Entry, Store
-from tests.unit.store.support import PIECE, a_task, a_version, assert_sound, put
+from tests.support.pieces import PIECE
+from tests.unit.store.support import a_task, a_version, assert_sound, put
 
 ROOT = Path(__file__).parents[2]
 TASKS = [a_task("a"), a_task("b")]

@@ -23,12 +23,11 @@ from bench.origin_client import OriginClient, RemoteObject
 from bench.reader import Reader, ReadError, Reading
 from tests.integration.test_following import metric
 from tests.support.daemons import fetch, open_url
+from tests.support.pieces import PIECE
 from tests.support.thin_origin import thin_origin
 
-MIB = 1024 * 1024
-PIECE = 4 * MIB
-SIZE = 48 * MIB
-RATE = 40e6
+SIZE = 12 * PIECE
+RATE = 10e6
 PEERS = ("peer-1", "peer-2", "peer-3", "peer-4")
 DEADLINE = 60.0
 
@@ -197,12 +196,12 @@ def test_clients_leave_early_come_late_and_want_other_parts(fire: Field) -> None
         return answer.body == content.bytes(start, stop)
 
     parts = [
-        fire.pool.submit(part, "peer-1", 5, 9 * MIB + 1),
-        fire.pool.submit(part, "peer-4", 30 * MIB + 7, SIZE),
+        fire.pool.submit(part, "peer-1", 5, 2 * PIECE + 1),
+        fire.pool.submit(part, "peer-4", 7 * PIECE + 7, SIZE),
     ]
     readings = fire.begin(thing, "peer-3")
     with open_url(thing.url, proxy=fire.proxy("peer-2")) as response:
-        assert response.read(MIB) == content.bytes(0, MIB)
+        assert response.read(1000) == content.bytes(0, 1000)
     readings += fire.begin(thing, "peer-1")
     assert all(found.result(timeout=DEADLINE) for found in parts)
     readings += fire.begin(thing, "peer-4", "peer-2")
@@ -242,7 +241,7 @@ def test_the_smallest_objects_and_the_edges_of_a_piece(fire: Field, size: int) -
 
 
 def test_many_objects_at_once(fire: Field) -> None:
-    things = [fire.origin.create(f"many-{number}", 3 * MIB // (1 + number % 5)) for number in range(20)]
+    things = [fire.origin.create(f"many-{number}", 3 * PIECE // (3 + number % 5)) for number in range(20)]
     fire.origin.reset()
     begun = [(thing, fire.begin(thing)) for thing in things]
     for thing, readings in begun:
@@ -252,7 +251,7 @@ def test_many_objects_at_once(fire: Field) -> None:
 
 
 def test_a_host_that_can_keep_nothing_more_harms_no_other(tmp_path: Path) -> None:
-    with burning(tmp_path, arguments={"peer-2": ["--capacity", f"{SIZE // MIB + 8}MiB"]}) as fire:
+    with burning(tmp_path, arguments={"peer-2": ["--capacity", f"{SIZE + 2 * PIECE}"]}) as fire:
         things = [fire.origin.create(f"full-{number}", SIZE) for number in range(2)]
         for thing, readings in [(thing, fire.begin(thing)) for thing in things]:
             right(thing, [reading for reading, name in zip(readings, PEERS, strict=True) if name != "peer-2"])

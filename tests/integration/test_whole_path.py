@@ -18,15 +18,18 @@ from bench.cluster import LocalCluster
 from bench.origin import Fault
 from bench.origin_client import OriginClient, RemoteObject, running_origin
 from bench.reader import Reader, ReadError, Reading
+from tests.support.pieces import PIECE
+from tests.support.thin_origin import thin_origin
 
 MIB = 1024 * 1024
-SIZE = 96 * MIB + 4321
+SIZE = 24 * PIECE + 4321
+RATE = 20e6
 
 
 @pytest.fixture
 def slow_origin(tmp_path: Path) -> Iterator[OriginClient]:
     """Slow enough that something can be killed in mid-download."""
-    with running_origin("s3", tmp_path) as client:
+    with thin_origin(RATE, tmp_path) as client:
         yield client
 
 
@@ -120,7 +123,7 @@ def test_a_kill_in_mid_download_costs_no_client_its_bytes(slow_origin: OriginCli
             cluster.kill(victim)
             assert client.rest() == thing.sha256
         if victim == "scheduler":
-            other = slow_origin.create("other.bin", 9 * MIB)
+            other = slow_origin.create("other.bin", 3 * PIECE)
             assert_whole(read(cluster, "peer-1", other.url), other)
         cluster.restart(victim)
         assert_whole(read(cluster, "peer-1", thing.url), thing)
@@ -130,14 +133,14 @@ def test_a_killed_peer_serves_what_it_had_and_resumes_the_rest(slow_origin: Orig
     thing = slow_origin.create("model.bin", SIZE, sha256=True)
     with LocalCluster(peers=1, seeds=0) as cluster:
         with Streaming(cluster["peer-1"].addresses["proxy"], thing.url) as client:
-            client.take(48 * MIB)
+            client.take(12 * PIECE)
             cluster.kill("peer-1")
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 client.take(SIZE)
         cluster.restart("peer-1")
         slow_origin.reset()
         assert stream(cluster["peer-1"].addresses["proxy"], thing.url) == thing.sha256
-        assert slow_origin.stats().body_bytes <= SIZE - 48 * MIB + 1, "what was verified came from the disk"
+        assert slow_origin.stats().body_bytes <= SIZE - 12 * PIECE + 1, "what was verified came from the disk"
 
 
 def test_no_scheduler_at_all(origin: OriginClient) -> None:
@@ -147,20 +150,21 @@ def test_no_scheduler_at_all(origin: OriginClient) -> None:
         assert_whole(read(cluster, "peer-1", thing.url), thing)
 
 
-def test_an_origin_that_fails_in_mid_download_resets_the_client(slow_origin: OriginClient) -> None:
-    thing = slow_origin.create("model.bin", 256 * MIB)
-    with LocalCluster() as cluster:
+def test_an_origin_that_fails_in_mid_download_resets_the_client(tmp_path: Path) -> None:
+    with running_origin("s3", tmp_path) as origin, LocalCluster() as cluster:
+        # More than is asked for at first: what is under way goes on.
+        thing = origin.create("model.bin", 256 * MIB)
         with Streaming(cluster["peer-1"].addresses["proxy"], thing.url) as client:
             client.take(MIB)
-            slow_origin.set_fault(Fault(kind="status", status=500, requests=1_000_000, after_bytes=1))
+            origin.set_fault(Fault(kind="status", status=500, requests=1_000_000, after_bytes=1))
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 client.take(thing.length)
-        slow_origin.set_fault(None)
+        origin.set_fault(None)
         assert_whole(read(cluster, "peer-1", thing.url), thing)
 
 
 def test_a_refused_caller_gets_the_refusal_though_every_byte_is_here(origin: OriginClient) -> None:
-    thing = origin.create("model.bin", 9 * MIB)
+    thing = origin.create("model.bin", 3 * PIECE)
     with LocalCluster() as cluster:
         assert_whole(read(cluster, "peer-1", thing.url), thing)
         with pytest.raises(ReadError, match="answered 403"):
@@ -175,7 +179,7 @@ def test_a_refused_caller_gets_the_refusal_though_every_byte_is_here(origin: Ori
 
 
 def test_pieces_and_admin_need_the_cluster_secret(origin: OriginClient) -> None:
-    thing = origin.create("model.bin", 9 * MIB)
+    thing = origin.create("model.bin", 3 * PIECE)
     with LocalCluster() as cluster:
         reading = read(cluster, "peer-1", thing.url)
         version = cluster_version(cluster, str(reading.task_id))

@@ -19,7 +19,7 @@ from p2p.control import (
     Unwant,
     Want,
 )
-from p2p.pieces import MIB, Bitmap, PieceLayout, Span, spans_of
+from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import ValidatorKind, Version
 from peer.core.download import PATIENCE_SECONDS, DownloadCore
 from peer.core.messages import (
@@ -43,10 +43,11 @@ from peer.core.messages import (
     Unwatch,
     Watch,
 )
+from tests.support.pieces import PIECE
 
 PIECES = 24
 STRIPES = 4
-VERSION = Version("0" * 64, PIECES * 4 * MIB - 7, ValidatorKind.ETAG, '"a"')
+VERSION = Version("0" * 64, PIECES * PIECE - 7, ValidatorKind.ETAG, '"a"')
 SOURCES = [Source(f"http://origin/{name}") for name in "abc"]
 LENT = Source("http://origin/lent")
 

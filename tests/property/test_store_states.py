@@ -18,7 +18,8 @@ from p2p.errors import StoreError
 from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.versions import Version
 from peer.store import Entry, Store
-from tests.unit.store.support import PIECE, a_task, a_version, content, flip_byte, on_disk, put, ticking
+from tests.support.pieces import PIECE
+from tests.unit.store.support import a_task, a_version, content, flip_byte, on_disk, put, ticking
 
 T = TypeVar("T")
 

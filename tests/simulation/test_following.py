@@ -9,11 +9,12 @@ from bench.sim.reports import SimulatedEntry, VirtualTimers
 from bench.sim.scenario import Scenario
 from bench.sim.swarm import SimulatedSwarm
 from p2p.control import FailureReason, Landed, PeerMessage, Progress
-from p2p.pieces import MIB, Bitmap, Span
+from p2p.pieces import Bitmap, Span
 from peer.core.messages import Command, Event, ParentHas, ParentLost, Unwatch, Watch
 from peer.download.reports import Reports
+from tests.support.pieces import PIECE
 
-SCENARIO = Scenario(nodes=1, size=32 * MIB, rate=1e9, warm=True, jitter=0.0)
+SCENARIO = Scenario(nodes=1, size=8 * PIECE, rate=1e9, warm=True, jitter=0.0)
 
 
 class Follower:

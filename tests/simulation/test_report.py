@@ -15,9 +15,10 @@ from bench.sim.report import Run, percentile
 from bench.sim.scenario import Scenario, parse_rate
 from bench.sim.swarm import SimulatedSwarm
 from p2p.errors import ConfigError
-from p2p.pieces import GIB, MIB
+from p2p.pieces import GIB
+from tests.support.pieces import PIECE
 
-SMALL = Scenario(nodes=12, size=128 * MIB, rate=1.25e8)
+SMALL = Scenario(nodes=12, size=32 * PIECE, rate=1.25e8)
 
 
 @pytest.mark.parametrize("policy", [Tree, RarestFirst])
@@ -37,7 +38,7 @@ def test_one_node_takes_as_long_as_its_link_and_the_pauses_between_pieces(policy
 
 
 def test_slow_uplinks_are_given_to_their_share_of_nodes_and_bound_what_can_be() -> None:
-    half = Scenario(nodes=12, size=128 * MIB, rate=1.25e8, slow_uplinks=0.5, slow_uplink_rate=1.25e7)
+    half = Scenario(nodes=12, size=32 * PIECE, rate=1.25e8, slow_uplinks=0.5, slow_uplink_rate=1.25e7)
     assert half.bound_seconds == pytest.approx(12 * half.size / (7 * 1.25e8 + 6 * 1.25e7))
     assert SMALL.bound_seconds == SMALL.single_node_seconds
     swarm = SimulatedSwarm(half)
@@ -49,7 +50,7 @@ def test_slow_uplinks_are_given_to_their_share_of_nodes_and_bound_what_can_be() 
 
 
 def test_the_lower_bound_is_that_of_the_formula() -> None:
-    scenario = Scenario(nodes=7, size=100 * 4 * MIB, rate=4 * MIB)
+    scenario = Scenario(nodes=7, size=100 * PIECE, rate=PIECE)
     assert scenario.single_node_seconds == 100
     assert scenario.t_star_seconds == 100 / 100 * (100 - 1 + 3)
 

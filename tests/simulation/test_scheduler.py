@@ -8,13 +8,14 @@ from bench.sim.scheduler import SimulatedScheduler
 from bench.sim.swarm import SimulatedSwarm
 from p2p.control import Following, Landed, Progress, SchedulerMessage, Want
 from p2p.digests import piece_digest
-from p2p.pieces import MIB, Span
+from p2p.pieces import Span
+from tests.support.pieces import PIECE
 
 REPORTS = 500
 
 
 def test_a_burst_of_reports_does_not_delay_the_answer_to_who_asks() -> None:
-    swarm = SimulatedSwarm(Scenario(nodes=1, size=32 * MIB, warm=True, jitter=0.0))
+    swarm = SimulatedSwarm(Scenario(nodes=1, size=8 * PIECE, warm=True, jitter=0.0))
     scheduler, clock = SimulatedScheduler(swarm), swarm.clock
     heard: list[tuple[float, SchedulerMessage]] = []
 

@@ -11,9 +11,10 @@ from bench.sim.record import Record
 from bench.sim.report import Run
 from bench.sim.scenario import Arrivals, CostModel, Scenario, Sharing
 from bench.sim.swarm import SimulatedSwarm, SimulationError
-from p2p.pieces import MIB
+from p2p.pieces import GIB
+from tests.support.pieces import PIECE
 
-SMALL = Scenario(nodes=8, size=128 * MIB, rate=1.25e8, arrival_seconds=0.2)
+SMALL = Scenario(nodes=8, size=32 * PIECE, rate=1.25e8, arrival_seconds=0.2)
 
 
 def changed(**changes: object) -> Scenario:
@@ -32,7 +33,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
 
 
 def test_a_node_alone_takes_as_long_as_its_link_and_the_way_to_it() -> None:
-    scenario = changed(nodes=1, warm=True, arrival_seconds=0.0, size=1024 * MIB, jitter=0.0)
+    scenario = changed(nodes=1, warm=True, arrival_seconds=0.0, size=GIB, jitter=0.0)
     _, record = run(scenario)
     # The question goes to the scheduler and the answer comes back, then one to the seed, which tells what it holds.
     # From one parent come as many pieces at a time as there are stripes, here in step, as nothing disturbs them:
@@ -45,14 +46,14 @@ def test_a_node_alone_takes_as_long_as_its_link_and_the_way_to_it() -> None:
 
 @pytest.mark.parametrize("nodes", [16, 64])
 def test_of_a_short_file_the_seed_sends_little_more_than_a_copy(nodes: int) -> None:
-    scenario = Scenario(nodes=nodes, size=1024 * MIB)
+    scenario = Scenario(nodes=nodes, size=GIB)
     record = SimulatedSwarm(scenario).run()
     assert len(record.completed) == nodes
     assert record.seed_bytes <= 1.05 * scenario.size
 
 
 def test_sixteen_nodes_take_little_longer_than_one_and_the_seed_sends_little_more_than_a_copy() -> None:
-    scenario = Scenario(nodes=16, size=10 * 1024 * MIB)
+    scenario = Scenario(nodes=16, size=10 * GIB)
     record = SimulatedSwarm(scenario).run()
     run_ = Run("damselfly", scenario, record, 0.0)
     assert run_.seconds[-1] <= 1.10 * scenario.single_node_seconds
@@ -146,14 +147,14 @@ def test_what_crosses_between_zones_is_counted() -> None:
 
 
 def test_a_zone_behind_a_fat_link_is_as_fast_as_the_other() -> None:
-    scenario = Scenario(nodes=32, size=4 * 1024 * MIB, zones=2, zone_rate=2e9)
+    scenario = Scenario(nodes=32, size=4 * GIB, zones=2, zone_rate=2e9)
     record = SimulatedSwarm(scenario).run()
     assert Run("damselfly", scenario, record, 0.0).seconds[-1] <= 1.15 * scenario.single_node_seconds
     assert record.crossing_bytes <= 1.2 * scenario.size
 
 
 def test_a_zone_behind_a_thin_link_costs_the_other_little() -> None:
-    scenario = Scenario(nodes=32, size=1024 * MIB, zones=2, zone_rate=1.25e8)
+    scenario = Scenario(nodes=32, size=GIB, zones=2, zone_rate=1.25e8)
     swarm = SimulatedSwarm(scenario)
     record = swarm.run()
     last = max(record.arrived.values())

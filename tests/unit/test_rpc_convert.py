@@ -40,7 +40,7 @@ from p2p.control import (
     Want,
 )
 from p2p.errors import BadRequestError
-from p2p.pieces import MIB, Bitmap, PieceLayout, Span
+from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.rpc.convert import (
     peer_message_from_proto,
     peer_message_to_proto,
@@ -51,9 +51,10 @@ from p2p.rpc.values import MAX_OBJECT_BYTES
 from p2p.stores import Store
 from p2p.v1 import scheduler_pb2 as pb
 from p2p.versions import ValidatorKind, Version
+from tests.support.pieces import PIECE
 
 TASK_ID = "ab" * 32
-VERSION = Version(TASK_ID, 41 * MIB, ValidatorKind.ETAG, '"v1"')
+VERSION = Version(TASK_ID, 10 * PIECE + 1, ValidatorKind.ETAG, '"v1"')
 SECRET_URL = "https://bucket.test/model?X-Amz-Signature=5ec7e7"
 
 host_ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
@@ -71,7 +72,7 @@ checksums = st.sampled_from(["", "md5:XUFAKrxLKna5cZ2REBfFkg==", "sha256:" + "ab
 def versions(draw: st.DrawFn) -> Version:
     return Version(
         draw(st.from_regex(r"[0-9a-f]{64}", fullmatch=True)),
-        draw(st.integers(0, 100 * MIB)),
+        draw(st.integers(0, 25 * PIECE)),
         draw(st.sampled_from(ValidatorKind)),
         draw(texts),
     )

@@ -15,11 +15,11 @@ from bench.origin_client import OriginClient, RemoteObject, running_origin
 from tests.integration.wire.conftest import CONTENT
 from tests.support.clients import triton_request
 from tests.support.daemons import exchange, fetch, open_url
+from tests.support.pieces import PIECE
 from tests.unit.source.raw_origin import RawOrigin, response
 
 MIB = 1024 * 1024
-SIZE = 9 * MIB + 4321
-PIECE = 4 * MIB
+SIZE = 2 * PIECE + 4321
 WRONG = "sha256:" + "0" * 64
 
 _numbers = count()

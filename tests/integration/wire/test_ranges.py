@@ -19,10 +19,10 @@ from p2p.pieces import PieceLayout
 from p2p.ranges import MAX_RANGES, ByteRange
 from tests.support.clients import Outcome, aria2, curl, wget
 from tests.support.daemons import Answer, fetch, open_url
+from tests.support.pieces import PIECE
 
-MIB = 1024 * 1024
-SIZE = 21 * MIB + 4321
-LARGE = 48 * MIB + 4321
+SIZE = 10 * PIECE + 4321
+LARGE = 24 * PIECE + 4321
 LAYOUT = PieceLayout.of(SIZE)
 
 _numbers = count()
@@ -87,9 +87,9 @@ def covering(*ranges: tuple[int, int]) -> int:
     [
         ("bytes=0-0", 0, 1),
         ("bytes=5000000-5000009", 5000000, 5000010),
-        (f"bytes={4 * MIB - 1}-{4 * MIB}", 4 * MIB - 1, 4 * MIB + 1),
+        (f"bytes={PIECE - 1}-{PIECE}", PIECE - 1, PIECE + 1),
         ("bytes=-10", SIZE - 10, SIZE),
-        (f"bytes={20 * MIB}-", 20 * MIB, SIZE),
+        (f"bytes={9 * PIECE}-", 9 * PIECE, SIZE),
         (f"bytes={SIZE - 1}-{SIZE + 99}", SIZE - 1, SIZE),
     ],
 )
@@ -103,7 +103,7 @@ def test_one_range_costs_the_pieces_it_touches(thing: Object, proxy: str, wanted
 
 
 def test_several_ranges_are_one_message_with_a_part_each(thing: Object, proxy: str) -> None:
-    runs = [(9 * MIB, 9 * MIB + 10), (0, 5), (SIZE - 7, SIZE)]
+    runs = [(4 * PIECE, 4 * PIECE + 10), (0, 5), (SIZE - 7, SIZE)]
     wanted = ",".join(f"{start}-{stop - 1}" for start, stop in runs[:2]) + ",-7"
     answer = thing.ask(proxy, f"bytes={wanted}")
     assert answer.status == 206
@@ -180,13 +180,13 @@ def test_head_is_answered_without_a_byte_of_the_object(thing: Object, proxy: str
 
 def test_a_first_part_goes_out_before_the_last_is_here(thing: Object, proxy: str, counting: OriginClient) -> None:
     assert thing.ask(proxy, "bytes=0-99").status == 206
-    wanted = {"Range": f"bytes=0-99,{8 * MIB}-{8 * MIB + 99}"}
+    wanted = {"Range": f"bytes=0-99,{8 * PIECE}-{8 * PIECE + 99}"}
     counting.set_fault(Fault(kind="stall", requests=1, after_bytes=1))
     try:
         with open_url(thing.url, proxy=proxy, headers=wanted) as response:
             assert thing.content.bytes(0, 100) in response.read(300)
             counting.set_fault(None)
-            assert thing.content.bytes(8 * MIB, 8 * MIB + 100) in response.read()
+            assert thing.content.bytes(8 * PIECE, 8 * PIECE + 100) in response.read()
     finally:
         counting.set_fault(None)
 
@@ -218,7 +218,7 @@ def test_aria2_with_four_connections_costs_one_copy(large: Object, proxy: str, f
 
 
 def test_wget_continues_where_it_was(large: Object, proxy: str, file: Path) -> None:
-    start = 17 * MIB + 5
+    start = 17 * PIECE + 5
     file.write_bytes(large.content.bytes(0, start))
     assert_done(wget("--continue", "--output-document", str(file), large.url, proxy=proxy))
     assert large.is_in(file)
@@ -228,7 +228,7 @@ def test_wget_continues_where_it_was(large: Object, proxy: str, file: Path) -> N
 
 
 def test_curl_takes_parts_and_continues(large: Object, proxy: str, file: Path) -> None:
-    assert_done(curl("--range", f"0-{17 * MIB}", "--output", str(file), large.url, proxy=proxy))
+    assert_done(curl("--range", f"0-{17 * PIECE}", "--output", str(file), large.url, proxy=proxy))
     assert_done(curl("--continue-at", "-", "--output", str(file), large.url, proxy=proxy))
     assert large.is_in(file)
     assert large.object_bytes_sent == LARGE

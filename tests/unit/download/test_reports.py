@@ -23,7 +23,8 @@ from p2p.pieces import Span
 from peer.download import reports
 from peer.download.reports import Reports, joined
 from peer.store import Store
-from tests.unit.store.support import PIECE, a_task, a_version, content, put
+from tests.support.pieces import PIECE
+from tests.unit.store.support import a_task, a_version, content, put
 
 D = [bytes([index]) * 16 for index in range(4)]
 

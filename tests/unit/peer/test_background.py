@@ -12,11 +12,12 @@ from p2p.control import Dropped, Source
 from p2p.digests import ExpectedDigest
 from p2p.errors import DigestMismatchError, OriginRefusedError, StoppingError
 from p2p.identity import identify
-from p2p.pieces import MIB, Span
+from p2p.pieces import Span
 from p2p.ranges import ByteRange
 from p2p.telemetry import REGISTRY
 from p2p.versions import ValidatorKind, Version
 from peer import prefetch
+from tests.support.pieces import PIECE
 from tests.unit.peer.test_tasks import CONTENT, LAYOUT, SOURCE, TASK, VERSION, Peer, running, whole
 
 RIGHT = ExpectedDigest("sha256", hashlib.sha256(CONTENT).hexdigest())
@@ -44,7 +45,7 @@ async def until_over() -> None:
 async def test_a_prefetch_takes_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     async with running(tmp_path) as peer:
         before = ended("complete")
-        await whole(peer, ByteRange(5 * MIB, 6 * MIB))
+        await whole(peer, ByteRange(PIECE, 2 * PIECE))
         for _ in range(3):
             peer.tasks.prefetch(TASK, VERSION, SOURCE)
         await until_over()
@@ -54,17 +55,17 @@ async def test_a_prefetch_takes_what_is_missing_and_nothing_twice(tmp_path: Path
 
 
 async def test_what_a_client_waits_for_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch, "WINDOW_BYTES", 4 * MIB)
+    monkeypatch.setattr(prefetch, "WINDOW_BYTES", PIECE)
     async with running(tmp_path) as peer:
         peer.network.gate.clear()
         peer.tasks.prefetch(TASK, VERSION, SOURCE)
         await peer.network.asked.wait()
         peer.network.asked.clear()
-        client = asyncio.ensure_future(whole(peer, ByteRange(13 * MIB, 14 * MIB)))
+        client = asyncio.ensure_future(whole(peer, ByteRange(3 * PIECE, 4 * PIECE)))
         await peer.network.asked.wait()
         assert peer.network.origin == [Span(0, 1), Span(3, 4)], "beside the client's there is one window and no more"
         peer.network.gate.set()
-        assert (await client)[0] == CONTENT[13 * MIB : 14 * MIB]
+        assert (await client)[0] == CONTENT[3 * PIECE : 4 * PIECE]
         await until_over()
         assert sorted(fetched(peer)) == list(range(LAYOUT.count))
 

@@ -37,7 +37,7 @@ from p2p.errors import (
     StoreFullError,
 )
 from p2p.identity import Task, identify
-from p2p.pieces import MIB, PieceLayout, Span
+from p2p.pieces import PieceLayout, Span
 from p2p.ranges import ByteRange
 from p2p.tasks import TaskScope
 from p2p.urgency import ORDINARY, Urgency
@@ -46,8 +46,9 @@ from peer.download.announcements import DigestTable
 from peer.download.landing import PieceChecksums
 from peer.store import Entry, Store
 from peer.tasks import TaskManager
+from tests.support.pieces import PIECE
 
-CONTENT = b"".join(bytes([index + 1]) * (4 * MIB) for index in range(4)) + b"end"
+CONTENT = b"".join(bytes([index + 1]) * PIECE for index in range(4)) + b"end"
 TASK: Task = identify("http://origin/model.bin")
 VERSION = Version(TASK.id, len(CONTENT), ValidatorKind.ETAG, '"a"')
 LAYOUT = PieceLayout.of(VERSION.length)
@@ -229,8 +230,8 @@ async def test_alone_the_origin_gives_everything_once(tmp_path: Path) -> None:
 
 async def test_a_range_fetches_only_the_pieces_that_cover_it(tmp_path: Path) -> None:
     async with running(tmp_path) as peer:
-        wanted = ByteRange(5 * MIB, 6 * MIB)
-        assert await whole(peer, wanted) == (CONTENT[5 * MIB : 6 * MIB], "origin")
+        wanted = ByteRange(PIECE + 5, 2 * PIECE - 5)
+        assert await whole(peer, wanted) == (CONTENT[wanted.start : wanted.stop], "origin")
         assert peer.network.origin == [Span(1, 2)]
 
 

@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator
 import pytest
 
 from p2p.errors import OriginUnreachableError
-from p2p.pieces import MIB
 from p2p.ranges import ByteRange
 from peer.core.rules import Rule, Rules
 from peer.proxy.server import ProxyServer, ProxySettings
 from peer.source.client import OriginSettings
+from tests.support.pieces import PIECE
 
 from ..source.raw_origin import RawOrigin, raw_origin, serving
 from .conftest import CONTENT
 from .front import HOST_ID, SIGNED, Front, MemoryTasks
 
-LONG = bytes(range(256)) * (4 * MIB // 256) + b"the last piece"
+LONG = bytes(range(256)) * (PIECE // 256) + b"the last piece"
 RIGHT = f"X-Dragonfly-Digest: sha256:{hashlib.sha256(LONG).hexdigest()}"
 WRONG = f"X-Dragonfly-Digest: sha256:{'0' * 64}"
 
@@ -92,7 +92,7 @@ async def test_the_last_piece_waits_for_the_verdict(long_front: Front, long_orig
     client = await long_front.connect()
     await client.send(f"GET {signed(long_origin)} HTTP/1.1", "Host: x", "User-Agent: x", RIGHT)
     assert (await client.head()).field("Content-Length") == str(len(LONG))
-    assert await client.reader.readexactly(4 * MIB) == LONG[: 4 * MIB]
+    assert await client.reader.readexactly(PIECE) == LONG[:PIECE]
     rest = asyncio.ensure_future(client.reader.read(1))
     # Another exchange from end to end: had the last piece been free to go, it would be here by now.
     other = await long_front.get(signed(long_origin), "Range: bytes=0-0")
@@ -105,7 +105,7 @@ async def test_the_last_piece_of_another_object_never_goes_out(long_front: Front
     client = await long_front.connect()
     await client.send(f"GET {signed(long_origin)} HTTP/1.1", "Host: x", "User-Agent: x", WRONG)
     assert (await client.head()).status == 200
-    assert await client.reader.readexactly(4 * MIB) == LONG[: 4 * MIB]
+    assert await client.reader.readexactly(PIECE) == LONG[:PIECE]
     long_front.tasks.may_judge.set()
     with pytest.raises(ConnectionResetError):
         await client.reader.read(1)

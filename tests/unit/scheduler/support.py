@@ -21,7 +21,7 @@ from p2p.control import (
     Source,
     Want,
 )
-from p2p.pieces import MIB, Bitmap, PieceLayout, Span
+from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.urgency import DEFAULT_PRIORITY
 from p2p.versions import ValidatorKind, Version
 from scheduler.core.messages import (
@@ -40,11 +40,12 @@ from scheduler.core.messages import (
 )
 from scheduler.core.model import Limits
 from scheduler.core.state import SchedulerCore
+from tests.support.pieces import PIECE
 
 
 def version_of(pieces: int, name: str = "a") -> Version:
     """A version of `pieces` pieces, the last of them short."""
-    length = pieces * 4 * MIB - 1 if pieces else 0
+    length = pieces * PIECE - 1 if pieces else 0
     return Version(hashlib.sha256(name.encode()).hexdigest(), length, ValidatorKind.ETAG, f'"{name}"')
 
 
@@ -83,7 +84,9 @@ class Fleet:
     """A core that has settled, without trees unless told; keeps what was assigned, and answers for the journal."""
 
     def __init__(self, seed: int = 0, limits: Limits | None = None) -> None:
-        self.core = SchedulerCore(random=Random(seed), limits=limits or Limits(settle=0.0, stripes=0, origin_depth=64))
+        self.core = SchedulerCore(
+            random=Random(seed), limits=limits or Limits(settle=0.0, stripes=0, origin_depth=64, origin_bytes=0)
+        )
         self.now = 0.0
         self.assigned: dict[str, dict[tuple[Version, int], str]] = {}
         self.sent: list[Sent] = []

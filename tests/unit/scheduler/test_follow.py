@@ -19,7 +19,7 @@ from p2p.control import (
     Unwant,
 )
 from p2p.digests import piece_digest
-from p2p.pieces import Span, spans_of
+from p2p.pieces import PieceLayout, Span, spans_of
 from p2p.versions import Version
 from scheduler.core import follow
 from scheduler.core.messages import DroppedPieces, HostLeft, Lagged, Progressed, Send, Suspect, Unwanted
@@ -88,7 +88,7 @@ class Followers(Fleet):
 
 
 def whole(version: Version) -> Span:
-    return Span(0, -(-version.length // (4 * 1024 * 1024)))
+    return Span(0, PieceLayout.of(version.length).count)
 
 
 def crowd(fleet: Followers, version: Version, hosts: int, *, warm: bool = True) -> list[str]:

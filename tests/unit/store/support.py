@@ -12,12 +12,9 @@ from pathlib import Path
 from p2p.digests import piece_digest
 from p2p.identity import Store as ObjectStore
 from p2p.identity import Task
-from p2p.pieces import piece_length
 from p2p.versions import ValidatorKind, Version
 from peer.store import Entry, Store
-
-PIECE = piece_length(1)
-"""That of every object of the tests: all are small."""
+from tests.support.pieces import PIECE
 
 
 def a_task(name: str = "model") -> Task:

@@ -10,8 +10,9 @@ from p2p.errors import OriginStalledError, StoreError, StoreFullError
 from p2p.pieces import Bitmap, Span
 from peer.store import Store
 from peer.store.files import DataFile
+from tests.support.pieces import PIECE
 from tests.unit.store.conftest import Opener
-from tests.unit.store.support import PIECE, a_task, a_version, assert_sound, content, flip_byte, on_disk, put
+from tests.unit.store.support import a_task, a_version, assert_sound, content, flip_byte, on_disk, put
 
 TASK = a_task()
 VERSION = a_version(TASK)

@@ -10,7 +10,8 @@ import pytest
 from p2p.errors import StoreFullError
 from p2p.pieces import PieceLayout
 from peer.store import Store
-from tests.unit.store.support import PIECE, a_task, a_version, filled, put, ticking
+from tests.support.pieces import PIECE
+from tests.unit.store.support import a_task, a_version, filled, put, ticking
 
 
 async def test_a_pinned_version_outlives_pressure_and_a_restart(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from p2p.errors import StoreError, StoreFullError
 from p2p.pieces import Bitmap, Span
 from p2p.telemetry import REGISTRY
 from peer.store import Store, StoreStats
+from tests.support.pieces import PIECE
 from tests.unit.store.conftest import Opener
 from tests.unit.store.support import (
-    PIECE,
     a_task,
     a_version,
     assert_sound,
