@@ -69,8 +69,8 @@ class Plan:
             service=Scene(hosts, objects, 2 * GIB, rolling=True),
             # By parts the scheduler is the limit. Of larger objects nobody would have one, and want the next, in time.
             service_parts=Scene(hosts, halves, GIB, primed=True, rolling=True),
-            decisions=Scene(peers, tasks, 256 * MIB, primed=True),
-            service_decisions=Scene(peers, tasks, 256 * MIB, 1e10 / peers, primed=True),
+            decisions=Scene(peers, tasks, 64 * MIB, primed=True),
+            service_decisions=Scene(peers, tasks, 64 * MIB, 2.5e9 / peers, primed=True),
             seconds=seconds,
         )
 

@@ -1,8 +1,8 @@
 """Who goes first where something is scarce: the urgent before others, the brief before the large, then tasks in turn.
 
-A priority is a number from 0 to 7, as in `X-Dragonfly-Priority`: the higher, the more urgent. Whoever asks for one
-piece is brief. What is scarce keeps a part for the brief, which large ones never take: those may hold on to theirs for
-long, and a brief one is over soon. Pure.
+A priority is a number from 0 to 7, as in `X-Dragonfly-Priority`: the higher, the more urgent. Whoever asks for a few
+megabytes is brief. What is scarce keeps a part for the brief, which large ones never take: those may hold on to theirs
+for long, and a brief one is over soon. Pure.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from p2p.pieces import MIB
+
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0, 7
 
 DEFAULT_PRIORITY = 6
 """The priority of who names none; Dragonfly's clients have the same."""
+
+BRIEF_BYTES = 4 * MIB
+"""Whoever asks for no more than this, or for one piece of whatever length, is brief."""
 
 PATIENT_TURN = 4
 """Every so many-th turn goes to whoever has waited longest, urgent or not: so everybody gets on."""

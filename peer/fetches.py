@@ -22,14 +22,15 @@ from p2p.pieces import PieceLayout
 from p2p.ranges import ByteRange
 from p2p.tasks import TaskScope
 from p2p.telemetry import REGISTRY, logger
+from p2p.urgency import BRIEF_BYTES
 from p2p.versions import Version
 from peer.store import Entry, Store
 
 log = logger(__name__)
 
 MAX_RUNNING = 4
-"""Fetches that run at the same time: enough that small objects' round trips overlap. Objects of one piece have as many
-places of their own, so that none waits until a model is here."""
+"""Fetches that run at the same time: enough that small objects' round trips overlap. Brief ones (`p2p.urgency`) have as
+many places of their own, so that none waits until a model is here."""
 
 MAX_WAITING = 4096
 """Fetches that run or wait; more are refused, and the scheduler comes back with them."""
@@ -87,7 +88,7 @@ class Fetches:
         self._store = store
         self._scope = scope
         self._turns = asyncio.Semaphore(running)
-        self._turns_of_one_piece = asyncio.Semaphore(running)
+        self._turns_of_brief = asyncio.Semaphore(running)
         self._under_way: dict[str, tuple[_Fetch, asyncio.Task[None]]] = {}
         self._over: OrderedDict[str, _Fetch] = OrderedDict()
 
@@ -155,9 +156,9 @@ class Fetches:
             self._over.popitem(last=False)
 
     async def _run(self, fetch: _Fetch, source: Source) -> None:
-        one_piece = PieceLayout.of(fetch.version.length).count <= 1
+        brief = fetch.version.length <= BRIEF_BYTES
         try:
-            async with self._turns_of_one_piece if one_piece else self._turns:
+            async with self._turns_of_brief if brief else self._turns:
                 fetch.state = State.RUNNING
                 self._store.require_room(fetch.version.length)
                 with await self._store.entry(fetch.task, fetch.version) as entry:

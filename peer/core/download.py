@@ -39,7 +39,7 @@ from p2p.control import (
     Want,
 )
 from p2p.pieces import Bitmap, PieceLayout, Span, one_piece
-from p2p.urgency import LOWEST_PRIORITY, Urgency
+from p2p.urgency import BRIEF_BYTES, LOWEST_PRIORITY, Urgency
 from p2p.versions import Version
 from peer.core.bits import bitmap_of, bits_of, bits_of_bitmap, spans_of_bits
 from peer.core.flights import Flight
@@ -129,7 +129,7 @@ class DownloadCore:
     @property
     def urgency(self) -> Urgency:
         """How urgent this is to this host's readers, and to those of other hosts that it fetches for."""
-        brief = self.layout.count == 1 or self._readers.want_one_piece
+        brief = self.layout.length <= BRIEF_BYTES or self._readers.want_little(self.layout.piece_length)
         return Urgency(max(self._readers.priority, self._others_priority), brief)
 
     @property

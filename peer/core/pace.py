@@ -18,8 +18,9 @@ LOWEST, HIGHEST = 4, 16
 
 WINDOW_SECONDS = 0.15
 WINDOW_PIECES_EACH = 2
-"""How many pieces from each connection make a window: what is asked for at once comes at once, and with one from each a
-thin link that many share looks fast in every burst."""
+WINDOW_BYTES_EACH = 8 * MIB
+"""How many pieces, and bytes, from each connection make a window: what is asked for at once comes at once, and with one
+piece from each a thin link that many share looks fast in every burst."""
 
 WORTHWHILE_GROWTH = 1.2
 RETRY_AFTER_WINDOWS = 5
@@ -89,6 +90,8 @@ class OriginPace:
         self._bytes += size
         self._pieces += 1
         if self._began is None or now - self._began < WINDOW_SECONDS or self._pieces < WINDOW_PIECES_EACH * self.limit:
+            return
+        if self._bytes < WINDOW_BYTES_EACH * self.limit:
             return
         self.rate = self._bytes / (now - self._began)
         self._began, self._bytes, self._pieces = now, 0, 0

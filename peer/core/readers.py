@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from p2p.control import FailureReason, Source
 from p2p.pieces import Span
-from p2p.urgency import LOWEST_PRIORITY
+from p2p.urgency import BRIEF_BYTES, LOWEST_PRIORITY
 from peer.core.bits import bits_of, lowest
 
 _SOURCE_IS_USELESS = frozenset({FailureReason.ORIGIN_REFUSED, FailureReason.VERSION_CHANGED})
@@ -37,10 +37,9 @@ class Readers:
         """The priority of the most urgent reader; the lowest there is if there is none."""
         return max(self._priorities.values(), default=LOWEST_PRIORITY)
 
-    @property
-    def want_one_piece(self) -> bool:
-        """Whether all readers together asked for no more than one piece."""
-        return self.pieces.bit_count() == 1
+    def want_little(self, piece_length: int) -> bool:
+        """Tell whether all readers together asked for what is brief, in pieces of that length."""
+        return 0 < self.pieces.bit_count() <= max(1, BRIEF_BYTES // piece_length)
 
     def come(self, reader: int, spans: tuple[Span, ...], priority: int) -> None:
         """Add a reader."""

@@ -41,6 +41,7 @@ from p2p.errors import (
     VersionChangedError,
 )
 from p2p.pieces import Bitmap, Span
+from p2p.urgency import BRIEF_BYTES
 from p2p.versions import Version
 from peer.core.bits import bits_of, bits_of_bitmap, spans_of_bits
 from peer.core.outbox import Timer, Timers
@@ -82,12 +83,12 @@ class Reports:
     """Batches the reports of one version."""
 
     __slots__ = (
+        "_brief",
         "_entry",
         "_failed",
         "_followed",
         "_landed",
         "_later",
-        "_one_piece",
         "_send",
         "_small",
         "_soon",
@@ -103,7 +104,7 @@ class Reports:
         self._send = send
         self._timers = timers
         self._small = entry.version.length <= SMALL_BYTES
-        self._one_piece = entry.landed.size == 1
+        self._brief = entry.version.length <= BRIEF_BYTES
         self._landed: list[Landed] = []
         self._failed: list[Failed] = []
         self._followed: dict[str, int] = {}
@@ -128,7 +129,7 @@ class Reports:
             self._send(message)
 
     def flush(self) -> None:
-        """Send all there is; that a version of one piece came from a followed parent may wait for company even so."""
+        """Send all there is; that a brief version came from a followed parent may wait for company even so."""
         self._flush(reduce(or_, self._followed.values(), 0))
 
     def _flush_runs(self) -> None:
@@ -144,7 +145,7 @@ class Reports:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        waited_for = bool(self._landed or self._failed or not self._one_piece)
+        waited_for = bool(self._landed or self._failed or not self._brief)
         if pieces:
             self._landed += self._proven(pieces)
             self._followed = {parent: rest for parent, bits in self._followed.items() if (rest := bits & ~pieces)}

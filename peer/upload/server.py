@@ -27,7 +27,7 @@ from p2p.pieces import Span
 from p2p.ranges import ByteRange, format_content_range, parse_range
 from p2p.sendfile import ReceiverStalledError, send_file
 from p2p.telemetry import REGISTRY, logger
-from p2p.urgency import extra_for_brief
+from p2p.urgency import BRIEF_BYTES, extra_for_brief
 from peer.upload.announcements import Announced, Announcements
 from peer.upload.limit import UploadLimit
 
@@ -240,8 +240,8 @@ class PieceServer:
                 return await self._send_held(request, version_id, entry, wanted)
             finally:
                 self._small -= 1
-        # A version of one piece does not wait until the children of a large one have taken their parts.
-        extra = extra_for_brief(self._slots) if entry.layout.count == 1 else 0
+        # A brief version does not wait until the children of a large one have taken their parts.
+        extra = extra_for_brief(self._slots) if entry.layout.length <= BRIEF_BYTES else 0
         if self._used >= self._slots + extra:
             raise _busy(f"all {self._slots} upload slots are taken")
         self._used += 1

@@ -7,8 +7,8 @@ The objective: no slot idles while somebody with room lacks what its host has (`
 waits for another's bytes. A host with room looks around once, and is *hungry* if it finds nothing. From then on free
 slots come to it: a slot that becomes free goes to the tasks of its host in turn, one part each, and in a task to the
 hungry in turn. So a task waits for at most one part of every other task of that host, however large they are. Urgent
-ones go before others, and so do those of one piece among equals; every so many-th turn is everybody's (`p2p.urgency`).
-Versions of one piece have a few slots of each host on top, which large ones never take.
+ones go before others, and so do brief ones among equals; every so many-th turn is everybody's (`p2p.urgency`).
+Brief ones have a few slots of each host on top, which large ones never take.
 
 What that costs, for a report that frees k slots of hosts with t tasks each: k looks at t tasks, of which those without
 anybody hungry, or where nobody lacks what the host has, cost a comparison, and k walks along the hungry of one task.
@@ -175,8 +175,9 @@ def origin_part(swarm: Swarm, seeds: Mapping[str, Host], *, limits: Limits, now:
     if not fetchers:
         return None
     fair_parts = -(-swarm.size // (len(fetchers) * limits.part_pieces))
+    most = limits.from_origin(swarm.layout.piece_length)
     # Less for each of several: what a slow one has not been assigned yet others can take over.
-    depth = min(limits.origin_depth // min(2, len(fetchers)), fair_parts * limits.part_pieces)
+    depth = min(most // min(2, len(fetchers)), fair_parts * limits.part_pieces)
     own = _own_pieces(swarm.size, fetchers, limits)
     able = [
         (fetcher, pieces)

@@ -158,7 +158,7 @@ def _check_peer(state: State, swarm: Swarm, peer: Peer) -> None:
     assert not peer.sound - peer.held, "a copy that is not there is thought sound"
     assert len(peer.flights) - peer.from_origin <= state.limits.child_window, "a child's window is exceeded"
     asked = sum(flight.parent is None and flight.source is not None for flight in peer.flights.values())
-    assert asked <= state.limits.origin_depth, "a host is swamped with the origin's pieces"
+    assert asked <= state.limits.from_origin(swarm.layout.piece_length), "a host is swamped with the origin's pieces"
     if peer.flights:
         assert peer.wake_at is not None, "flights without a deadline"
     if peer.missing and assign.has_room(peer, state.limits):

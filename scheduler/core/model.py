@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from p2p.control import ORIGIN, Hello, Source
-from p2p.pieces import Bitmap, Span
+from p2p.pieces import MIB, Bitmap, Span
 from p2p.urgency import DEFAULT_PRIORITY, extra_for_brief
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ class Limits:
     part_pieces: int = 4
     """Pieces of one part at the most."""
     origin_depth: int = 128
-    """Pieces of one version assigned to one host from the origin at a time: a second's worth at a GB/s and more, so
-    that no connection waits for the next."""
+    """Pieces of one version assigned to one host from the origin at a time, at the least."""
+    origin_bytes: int = 512 * MIB
+    """The same in bytes, if these are more: some half a second's worth at a GB/s, so that no connection waits for the
+    next, and requests are no smaller than the rate makes them."""
     parent_silence: float = 3.0
     """Seconds without progress after which a child's pieces are taken from a parent, beside the time of a piece."""
     origin_silence: float = 10.0
@@ -46,10 +48,14 @@ class Limits:
     settle: float = 2.0
     """Seconds after its start in which a scheduler sends nobody to the origin for a version it knows from before: those
     who hold it are about to say so."""
-    slowest: int = 4 * 1024 * 1024
+    slowest: int = 4 * MIB
     """Bytes per second below which a piece counts as stalled."""
     stripes: int = 4
     """Along so many trees the pieces of a version spread from its seeds; 0: none, all is assigned part by part."""
+
+    def from_origin(self, piece_length: int) -> int:
+        """Return how many pieces of that length one host is assigned from the origin at a time."""
+        return max(self.origin_depth, self.origin_bytes // piece_length)
 
 
 @dataclass(slots=True)
@@ -99,7 +105,7 @@ class Host:
         return self.hello.host_id
 
     def full(self, *, brief: bool) -> bool:
-        """Tell whether it can send nothing more of a version; those of one piece have a few slots on top."""
+        """Tell whether it can send nothing more of a version; brief ones have a few slots on top."""
         slots = self.hello.upload_slots
         return len(self.uploading) >= slots + (extra_for_brief(slots) if brief else 0)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from p2p.control import SMALL_BYTES
 from p2p.pieces import Bitmap, PieceLayout
-from p2p.urgency import LOWEST_PRIORITY, Urgency
+from p2p.urgency import BRIEF_BYTES, LOWEST_PRIORITY, Urgency
 from p2p.versions import Version
 from scheduler.core.digests import Digests
 from scheduler.core.model import Backoff, Host, OpenHosts, Peer, no_pieces
@@ -31,8 +31,8 @@ class Swarm:
         self.small = version.length <= SMALL_BYTES
         """Whether its one piece rides along: any holder gives it at any time, no slot is booked, no tree is planted."""
         self.size = self.layout.count
-        self.brief = self.size == 1
-        """Whether it is of one piece."""
+        self.brief = version.length <= BRIEF_BYTES
+        """Whether every request for it is brief."""
         self.digests = Digests(self.size)
         self.journal_read = False
         self.origin_from = -inf

@@ -74,7 +74,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        limits = Limits(child_window=4, candidates=3, part_pieces=2, origin_depth=4, stripes=self.stripes)
+        limits = Limits(
+            child_window=4, candidates=3, part_pieces=2, origin_depth=4, origin_bytes=0, stripes=self.stripes
+        )
         self.core = SchedulerCore(random=Random(1), limits=limits)
         self.now = 0.0
         self.unread: list[str] = []

@@ -519,7 +519,7 @@ def test_views_count_pieces() -> None:
 
 
 def test_a_restarted_scheduler_waits_for_the_holders_before_it_asks_the_origin_again() -> None:
-    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64))
+    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64, origin_bytes=0))
     known(fleet)
     fleet.join("seed", seed=True)
     fleet.join("a")
@@ -538,7 +538,7 @@ def test_a_restarted_scheduler_waits_for_the_holders_before_it_asks_the_origin_a
 
 @pytest.mark.parametrize("seed_fetches", [(), (Span(0, 4),)])
 def test_a_restarted_scheduler_takes_no_version_for_new_that_a_host_was_at(seed_fetches: tuple[Span, ...]) -> None:
-    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64))
+    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64, origin_bytes=0))
     under_way = Holding(SMALL, Bitmap(10), ())
     fleet.join("a")
     fleet.announce("a", under_way)

@@ -27,7 +27,7 @@ def fetching(version: Version, *spans: Span) -> Holding:
 
 @pytest.fixture
 def fleet() -> Fleet:
-    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64))
+    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64, origin_bytes=0))
     fleet.apply(MembersChanged("a:1", NAMES))
     fleet.now = 100.0
     fleet.join("seed", seed=True)
@@ -79,7 +79,7 @@ def test_versions_of_a_newcomer_are_let_go_of(fleet: Fleet) -> None:
 
 
 def test_a_newcomer_waits_until_the_others_have_let_go() -> None:
-    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64))
+    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64, origin_bytes=0))
     fleet.apply(MembersChanged("a:1", NAMES))
     fleet.join("seed", seed=True)
     fleet.join("child")
@@ -91,7 +91,7 @@ def test_a_newcomer_waits_until_the_others_have_let_go() -> None:
 
 
 def test_a_scheduler_without_others_waits_for_nobody() -> None:
-    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64))
+    fleet = Fleet(limits=Limits(settle=2.0, stripes=0, origin_depth=64, origin_bytes=0))
     fleet.join("seed", seed=True)
     fleet.join("child")
     fleet.want("child", version_of(10))
