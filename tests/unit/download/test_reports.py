@@ -20,6 +20,7 @@ from p2p.control import (
 )
 from p2p.digests import piece_digest
 from p2p.pieces import Span
+from p2p.urgency import BRIEF_BYTES
 from peer.download import reports
 from peer.download.reports import Reports, joined
 from peer.store import Store
@@ -173,9 +174,9 @@ async def test_what_the_end_of_a_download_finds_is_sent_at_once(tmp_path: Path) 
         (SMALL_BYTES, piece(0, ORIGIN, D[0]), False, True),
         (SMALL_BYTES + 1, piece(0, "p0"), False, True),
         (SMALL_BYTES + 1, piece(0, "p0"), True, False),
-        (PIECE + 1, piece(0, "p0"), True, True),
+        (BRIEF_BYTES + 1, piece(0, "p0"), True, True),
     ],
-    ids=["small from a host", "small from the origin", "from an assigned parent", "of one piece, followed", "followed"],
+    ids=["small from a host", "small from the origin", "from an assigned parent", "brief, followed", "followed"],
 )
 async def test_who_may_wait_for_company(
     tmp_path: Path, length: int, landed: Landed, *, followed: bool, hurries: bool

@@ -18,7 +18,8 @@ from p2p.pieces import PieceLayout, Span
 from p2p.versions import Version
 from peer.store import Entry, Store
 from peer.store.disk import Disk
-from tests.unit.store.support import PIECE, a_task, a_version, assert_sound, flip_byte, put, ticking
+from tests.support.pieces import PIECE
+from tests.unit.store.support import a_task, a_version, assert_sound, flip_byte, put, ticking
 
 TASKS = [a_task("a"), a_task("b"), a_task("c")]
 VERSIONS = [

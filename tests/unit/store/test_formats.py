@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from peer.store import StoreStats, schema
+from tests.support.pieces import PIECE
 from tests.unit.store.conftest import Opener
-from tests.unit.store.support import PIECE, assert_sound, data_file, data_files, filled
+from tests.unit.store.support import assert_sound, data_file, data_files, filled
 
 
 def make_format_1(directory: Path) -> None:
