@@ -15,7 +15,8 @@ from p2p.errors import ConfigError, StoreFullError
 from p2p.pieces import MIB
 from peer.store import Entry, Store
 from peer.store.space import capacity_in
-from tests.unit.store.support import PIECE, a_task, a_version, assert_sound, content, filled
+from tests.support.pieces import PIECE
+from tests.unit.store.support import a_task, a_version, assert_sound, content, filled
 
 DISK_BYTES = 8 * PIECE
 
