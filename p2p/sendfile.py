@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 
 from prometheus_client import Counter
 
@@ -48,11 +49,20 @@ class ReceiverStalledError(ConnectionAbortedError, TimeoutError):
     """The receiver took nothing within the progress deadline."""
 
 
-async def send_file(transport: asyncio.Transport, fd: int, offset: int, count: int, *, stall_seconds: float) -> None:
+async def send_file(
+    transport: asyncio.Transport,
+    fd: int,
+    offset: int,
+    count: int,
+    *,
+    stall_seconds: float,
+    on_sent: Callable[[int], object] | None = None,
+) -> None:
     """Send bytes `offset` to `offset + count` of the file `fd` over `transport`, after what it has still buffered.
 
-    Nobody may write to the transport meanwhile. Returns when the socket has taken the last byte. Whenever this raises
-    or is cancelled, an unknown part has been sent and the caller has to abort the connection. Raises
+    Nobody may write to the transport meanwhile. Returns when the socket has taken the last byte. However this ends,
+    `on_sent` is told how many it has taken: a receiver may have them all, and close, before this can return. Otherwise,
+    whenever this raises or is cancelled, the caller has to abort the connection. Raises
     ReceiverStalledError when the socket takes nothing for `stall_seconds`, ConnectionResetError when the receiver or
     the transport is gone, ShortFileError when the file ends early, StoreError when it cannot be read, and
     UnsendableTransportError, before anything is sent, for a transport that is not plain TCP.
@@ -67,8 +77,13 @@ async def send_file(transport: asyncio.Transport, fd: int, offset: int, count: i
         raise ConnectionResetError("the connection was closed before the file was sent")
     with socket.socket(fileno=os.dup(channel.fileno())) as duplicate:
         duplicate.setblocking(False)
-        await _Sending(transport, duplicate, fd, offset, count).run(stall_seconds)
-    _SENT.inc(count)
+        sending = _Sending(transport, duplicate, fd, offset, count)
+        try:
+            await sending.run(stall_seconds)
+        finally:
+            _SENT.inc(sending.offset - offset)
+            if on_sent is not None:
+                on_sent(sending.offset - offset)
 
 
 class _Sending:

@@ -35,7 +35,11 @@ ENVIRONMENT = "DAMSELFLY_STALLS"
 """The variable that names the file which stalls are appended to."""
 
 CPU_SECONDS = 0.05
-"""How much CPU time one callback may use."""
+"""How much CPU time one callback may use on a machine as fast as the one that this was set on, and more on a slower."""
+
+_WORK, _WORK_SECONDS = 20_000, 0.0025
+"""How many turns `_slowness` takes, and their CPU time on that machine."""
+_SLOWEST = 5.0
 
 _SAMPLE_SECONDS = 0.005
 _LATE_SECONDS = 0.01
@@ -128,6 +132,7 @@ class _CpuWatch:
         self._reports = reports
         self._mark: _Mark | None = None
         self._begun = 0.0
+        self._limit = CPU_SECONDS * min(_SLOWEST, max(1.0, *(_slowness() for _ in range(3))))
         self._last = time.thread_time()
 
     def sample(self, _number: int, frame: FrameType | None) -> None:
@@ -145,7 +150,7 @@ class _CpuWatch:
             # Had the interpreter been between two calls since the signal was due, the last sample would be younger: so
             # all time from then on is of the call that just came back, and of this callback.
             self._begun = min(now, last + _SAMPLE_SECONDS + _LATE_SECONDS)
-        if now - self._begun > CPU_SECONDS:
+        if now - self._begun > self._limit:
             detail = f"({(now - self._begun) * 1000:.0f} ms and counting)"
             self._reports.tell("a callback computes for too long", detail, _stack(frame))
 
@@ -182,6 +187,15 @@ class _SleepWatch:
                 if _callback(frame) is not None and call + os.pread(self._runs, 128, 0) == now:
                     number = call.split(maxsplit=1)[0].decode()
                     self._reports.tell("a callback blocks", f"in system call {number}", _stack(frame))
+
+
+def _slowness() -> float:
+    """Return how much slower than it might be this machine runs Python now."""
+    began = time.thread_time()
+    texts: dict[int, str] = {}
+    for number in range(_WORK):
+        texts[number & 255] = str(number)
+    return (time.thread_time() - began) / _WORK_SECONDS
 
 
 def _watch_cpu(loop: asyncio.AbstractEventLoop, reports: _Reports) -> None:

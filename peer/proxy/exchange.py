@@ -100,12 +100,18 @@ class Exchange:
         self.first_byte_seconds: float | None = None
         self.keep_alive = request.keep_alive
         self.was_reset = False
+        self._length: int | None = None
         self._stall_seconds = stall_seconds
 
     @property
     def head_sent(self) -> bool:
         """Whether the status is out, so that only a reset can still tell of a failure."""
         return self.status is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything was sent that the head has announced."""
+        return self.head_sent and self.body_bytes == self._length
 
     @property
     def ignores_status(self) -> bool:
@@ -154,7 +160,7 @@ class Exchange:
             lines.append("Connection: close")
         elif not modern and self.keep_alive:
             lines.append("Connection: keep-alive")
-        self.status = status
+        self.status, self._length = status, length
         self.first_byte_seconds = time.monotonic() - self.started
         await self._write("\r\n".join((*lines, "", "")).encode("latin-1", "surrogateescape"))
         if chunked:
@@ -170,8 +176,12 @@ class Exchange:
         transport = self.transport
         if transport.get_extra_info("sslcontext") is not None:
             await copy_file(self._write, descriptor, offset, count)
+            self._count(count)
         else:
-            await send_file(transport, descriptor, offset, count, stall_seconds=self._stall_seconds)
+            stall_seconds = self._stall_seconds
+            await send_file(transport, descriptor, offset, count, stall_seconds=stall_seconds, on_sent=self._count)
+
+    def _count(self, count: int) -> None:
         self.body_bytes += count
 
     async def send_whole(

@@ -165,7 +165,11 @@ class ProxyServer:
             with metrics.ACTIVE_REQUESTS.track_inprogress():
                 outcome, failure = await self._answer(exchange)
         except asyncio.CancelledError:
-            exchange.reset()
+            # A client that has it all may close before the thread that sends has said so.
+            if exchange.is_whole:
+                outcome = _outcome(exchange)
+            else:
+                exchange.reset()
             raise
         finally:
             self._active.discard(exchange)
@@ -189,11 +193,12 @@ class ProxyServer:
                 await fail(exchange, UnexpectedError("unexpected; see the peer's log"), self._signature(exchange))
                 return ("reset" if exchange.was_reset else "failed"), "unexpected"
         except ConnectionError as error:
-            exchange.reset()
-            return "client_gone", str(error)
+            if not exchange.is_whole:
+                exchange.reset()
+                return "client_gone", str(error)
         if exchange.was_reset:
             return "reset", "the origin's refusal, to a client that ignores statuses"
-        return ("refused" if (exchange.status or 0) >= 400 else "ok"), ""
+        return _outcome(exchange), ""
 
     async def _dispatch(self, exchange: Exchange) -> None:
         require_one_meaning(exchange)
@@ -239,6 +244,10 @@ class ProxyServer:
         """Return the fields that tell a failed client who speaks, and of what."""
         named: Fields = (("X-Dragonfly-Task-ID", exchange.task_id),) if exchange.task_id else ()
         return (("Via", self._via), *named)
+
+
+def _outcome(exchange: Exchange) -> str:
+    return "refused" if (exchange.status or 0) >= 400 else "ok"
 
 
 def _account(exchange: Exchange, outcome: str, failure: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from scheduler.core.member import NOWHERE, Member
 
@@ -29,6 +30,10 @@ class Leaves:
             return None
         depth = min(self._by_depth)
         return self._by_depth[depth][0], depth
+
+    def last(self, depth: int, count: int) -> Iterator[Member]:
+        """Yield at most `count` of those who came last to a depth, the latest first."""
+        return islice(reversed(self._by_depth.get(depth, ())), count)
 
     def drop_first(self) -> None:
         """Forget who is nearest to the top."""

@@ -28,6 +28,10 @@ _TRIES = 128
 """So many crowded hosts are asked for a place at the most, where no better one was found."""
 _RELIEVED, _RELIEVING = 2, 4
 """So many crowded hosts are relieved at a time at the most, by so many of a kind that have slots."""
+_MANY = 48
+"""Where so many have new parents in one pass, the scheduler is what they wait for."""
+_LATEST = 8
+"""So many of those who came last to a depth are asked to give way before somebody is who knows its place."""
 _DISPLACED_HAVE = 0.15
 """Who has more of the file than this part more than a newcomer never follows it: it would only wait."""
 _DISPLACED_AT_ROOT = 0.05
@@ -274,20 +278,34 @@ class Trees(Forest):
         return True
 
     def _leaf(self, member: Member, stripe: int) -> Member | None:
-        """Return the leaf nearest to the top which is not far ahead."""
+        """Return the leaf nearest to the top which is not far ahead.
+
+        Where many come at once it is one that is hardly deeper and is to be told its parents anyway: to tell all who
+        are displaced takes as long as to tell the newcomers.
+        """
         leaves = self._leaves.get((member.zone, stripe))
         while leaves is not None and (nearest := leaves.first()) is not None:
             leaf, depth = nearest
-            parent = leaf.parents[stripe]
-            limit = _DISPLACED_AT_ROOT if parent is self.root else _DISPLACED_HAVE
-            gone = parent is None or leaf.interior == stripe or leaf.slow or leaf.have > limit
-            now = None if gone else self.depth(leaf, stripe)
+            now = self.depth(leaf, stripe) if self._gives_way(leaf, stripe) else None
             if now == depth:
+                if leaf not in self.changed and len(self.changed) >= _MANY:
+                    for deeper in (depth, depth + 1):
+                        for other in leaves.last(deeper, _LATEST):
+                            untold = other in self.changed and other is not member and self._gives_way(other, stripe)
+                            if untold and self.depth(other, stripe) == deeper:
+                                return other
                 return leaf if leaf is not member else None
             leaves.drop_first()
             if now is not None:
                 leaves.add(leaf, now)
         return None
+
+    def _gives_way(self, leaf: Member, stripe: int) -> bool:
+        """Tell whether a host may be displaced: a leaf that is not far ahead."""
+        parent = leaf.parents[stripe]
+        if parent is None or leaf.interior == stripe or leaf.slow:
+            return False
+        return leaf.have <= (_DISPLACED_AT_ROOT if parent is self.root else _DISPLACED_HAVE)
 
     def _fill(self, member: Member) -> None:
         """Give a host with free slots children that are on lent slots, or one too many, elsewhere."""

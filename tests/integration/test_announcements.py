@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -17,9 +18,12 @@ from p2p.pieces import Span
 from p2p.telemetry import REGISTRY
 from peer.download.announcements import DigestTable, watch
 from peer.upload import announcements
-from tests.integration.test_piece_server import SECRET, Parent, Run, parent
+from tests.integration import test_piece_server as piece_server
+from tests.integration.test_piece_server import SECRET, Parent, Run
 from tests.integration.test_piece_server import run as run  # a fixture
 from tests.unit.store.support import a_task, a_version, content, put
+
+parent = partial(piece_server.parent, held=Span(0, 3))
 
 
 class Follower:

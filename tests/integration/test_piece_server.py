@@ -105,11 +105,12 @@ async def parent(
     slots: int = 4,
     rate: float | None = None,
     stall_seconds: float = 10,
+    held: Span = HELD,
 ) -> AsyncIterator[Parent]:
     store = await Store.open(directory / "parent")
     task = a_task()
-    with await store.entry(task, a_version(task, HELD.stop * PIECE + 5)) as entry:
-        await put(entry, HELD)
+    with await store.entry(task, a_version(task, held.stop * PIECE + 5)) as entry:
+        await put(entry, held)
         server = PieceServer(
             store, secret=secret, slots=slots, rate=rate, stall_seconds=stall_seconds, clock=lambda: NOW
         )

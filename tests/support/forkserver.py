@@ -14,6 +14,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -177,6 +178,8 @@ def _run(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     module, *arguments = request["argv"][2:]
+    if module in _IMPORTED:  # for what it imports: itself it is run as `__main__`
+        del sys.modules[module]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -185,6 +188,9 @@ def main() -> None:
     """Serve the descriptor named in the arguments."""
     for name in _IMPORTED:
         importlib.import_module(name)
+    # Otherwise the first full collection of each child touches, and so copies, all that it shares with the others.
+    gc.collect()
+    gc.freeze()
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         request = _serve(connection)

@@ -23,11 +23,11 @@ import pytest
 from tests.support.clients import CURL_EMPTY_REPLY, CURL_RECEIVE_ERROR, Outcome, curl, replay
 from tests.support.daemons import fetch
 from tests.support.origins import running_raw_origin
+from tests.support.pieces import PIECE
 from tests.support.servers import S3Server
 from tests.unit.source.raw_origin import RawOrigin, RawRequest, response
 
 DATA = random.Random(6).randbytes(5 * 1024 * 1024 + 4321)
-PIECE = 4 * 1024 * 1024
 KEY = "models/a+b c/1/model.onnx"
 HTTPCLIENT = "Apache-HttpClient/4.5.14 (Java/17)"
 FILTER = "X-Amz-Algorithm&X-Amz-Credential&X-Amz-Date&X-Amz-Expires&X-Amz-SignedHeaders&X-Amz-Signature"

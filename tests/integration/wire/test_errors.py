@@ -12,12 +12,12 @@ import pytest
 from tests.support.clients import triton_request
 from tests.support.daemons import Answer, exchange, fetch, open_url
 from tests.support.origins import downloads
+from tests.support.pieces import PIECE
 from tests.support.servers import free_port
 from tests.unit.source.raw_origin import CUT, RawOrigin, RawRequest, response, serving
 
 from .conftest import CONTENT, SIGNED
 
-PIECE = 4 * 1024 * 1024
 LARGE = CONTENT * 60  # several transfers of 16 MiB
 
 

@@ -15,6 +15,7 @@ import pytest
 from bench.cluster import LocalCluster
 from tests.support.daemons import Answer, fetch, open_url
 from tests.support.origins import downloads, running_raw_origin
+from tests.support.pieces import PIECE
 from tests.unit.source.raw_origin import RawOrigin, RawRequest, response, serving
 
 from .conftest import CONTENT, SIGNED
@@ -37,7 +38,6 @@ match = '/cover-any/'
 stale_if_error = 'any'
 """
 OLD, NEW = CONTENT, CONTENT[::-1]
-PIECE = 4 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")

@@ -99,11 +99,13 @@ class RawOrigin:
 async def raw_origin(answer: Answer, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawOrigin]:
     origin = RawOrigin(answer)
     tasks: set[asyncio.Task[None]] = set()
+    writers: set[asyncio.StreamWriter] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        writers.add(writer)
         await origin._serve(reader, writer)
         tasks.discard(task)
 
@@ -116,6 +118,8 @@ async def raw_origin(answer: Answer, *, tls: ssl.SSLContext | None = None) -> As
         for task in tuple(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A connection that is closed is gone a turn of the loop later, which may have been the last.
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 def response(status: int, *fields: str, body: bytes = b"", length: bool = True) -> bytes:
