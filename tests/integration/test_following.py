@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from pathlib import Path
 
@@ -12,19 +11,13 @@ from bench.cluster import LocalCluster
 from bench.origin_client import OriginClient, running_origin
 from bench.reader import Reader, Reading
 from scheduler.core.model import Limits
-from tests.support.daemons import fetch
+from tests.support.metrics import assert_one_copy, metric
 from tests.support.pieces import PIECE
 
 SIZE = 24 * PIECE + 4321
 PEERS = 3
 
 pytestmark = pytest.mark.skipif(Limits().stripes == 0, reason="the scheduler plans no trees by default")
-
-
-def metric(cluster: LocalCluster, name: str, metric: str) -> float:
-    """Sum a metric of a daemon over its labels."""
-    text = fetch(f"http://{cluster[name].addresses['http']}/metrics").body.decode()
-    return sum(float(value) for value in re.findall(rf"^{metric}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
 
 def read_all(cluster: LocalCluster, url: str) -> dict[str, Reading]:
@@ -53,7 +46,7 @@ def test_peers_get_their_pieces_by_following(tmp_path: Path, profile: str) -> No
         assert len(readings) == PEERS
         for reading in readings.values():
             assert (reading.length, reading.xxh3_128) == (thing.length, thing.xxh3_128)
-        assert_one_copy(origin, SIZE)
+        assert_one_copy(origin, cluster, SIZE)
         names = [f"peer-{number}" for number in range(1, PEERS + 1)]
         assert metric(cluster, "seed-1", "damselfly_announced_pieces_total") > 0
         uploads = {name: metric(cluster, name, "damselfly_uploaded_bytes_total") for name in ("seed-1", *names)}
@@ -74,9 +67,4 @@ def test_bytes_that_a_seed_held_are_remote_to_who_follows_it(origin: OriginClien
         assert (first.cache, second.cache) == ("MISS", "HIT-REMOTE")
         assert second.xxh3_128 == thing.xxh3_128
         assert metric(cluster, "peer-2", "damselfly_downloaded_bytes_total") == SIZE
-        assert_one_copy(origin, SIZE)
-
-
-def assert_one_copy(origin: OriginClient, size: int) -> None:
-    stats = origin.stats()
-    assert stats.body_bytes == size + stats.one_byte_requests
+        assert_one_copy(origin, cluster, SIZE)

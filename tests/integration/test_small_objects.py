@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 from bench.cluster import LocalCluster
 from bench.origin_client import OriginClient, RemoteObject
 from bench.reader import Reader
-from tests.support.daemons import fetch, running_cluster
+from tests.support.daemons import running_cluster
+from tests.support.metrics import assert_one_copy, metric
 
 FILES = 200
 SIZE = 4096
@@ -27,14 +27,8 @@ BESIDE = 12
 """Frames of a host that no file is to blame for: the origin's budget, and reports that found no company in the end."""
 
 
-def counted(cluster: LocalCluster, name: str, metric: str) -> float:
-    """Sum a metric of a daemon over its labels."""
-    text = fetch(f"http://{cluster[name].addresses['http']}/metrics").body.decode()
-    return sum(float(value) for value in re.findall(rf"^{metric}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
-
-
 def frames(cluster: LocalCluster) -> Mapping[str, float]:
-    return {name: counted(cluster, name, "damselfly_control_frames_total") for name in ALL}
+    return {name: metric(cluster, name, "damselfly_control_frames_total") for name in ALL}
 
 
 def read_serially(cluster: LocalCluster, things: list[RemoteObject]) -> None:
@@ -75,7 +69,6 @@ def test_a_small_object_costs_a_host_two_frames(
         for name, count in spent.items():
             assert count <= A_FILE * FILES + BESIDE, f"{name}: {count} frames for {FILES} files"
         for name in PEERS:
-            assert counted(cluster, name, "damselfly_downloaded_bytes_total") == FILES * SIZE
-            assert counted(cluster, name, "damselfly_transfer_failures_total") == 0
-        stats = origin.stats()
-        assert stats.body_bytes == FILES * SIZE + stats.one_byte_requests
+            assert metric(cluster, name, "damselfly_downloaded_bytes_total") == FILES * SIZE
+            assert metric(cluster, name, "damselfly_transfer_failures_total") == 0
+        assert_one_copy(origin, cluster, FILES * SIZE)

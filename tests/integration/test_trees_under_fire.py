@@ -21,8 +21,8 @@ from bench.cluster import LocalCluster
 from bench.content import SyntheticObject
 from bench.origin_client import OriginClient, RemoteObject
 from bench.reader import Reader, ReadError, Reading
-from tests.integration.test_following import metric
 from tests.support.daemons import fetch, open_url
+from tests.support.metrics import assert_one_copy, metric
 from tests.support.pieces import PIECE
 from tests.support.thin_origin import thin_origin
 
@@ -206,8 +206,7 @@ def test_clients_leave_early_come_late_and_want_other_parts(fire: Field) -> None
     assert all(found.result(timeout=DEADLINE) for found in parts)
     readings += fire.begin(thing, "peer-4", "peer-2")
     right(thing, readings)
-    stats = fire.origin.stats()
-    assert stats.body_bytes == SIZE + stats.one_byte_requests
+    assert_one_copy(fire.origin, fire.cluster, SIZE)
 
 
 def test_an_object_that_changes_is_never_mixed(fire: Field) -> None:
@@ -246,8 +245,7 @@ def test_many_objects_at_once(fire: Field) -> None:
     begun = [(thing, fire.begin(thing)) for thing in things]
     for thing, readings in begun:
         right(thing, readings)
-    stats = fire.origin.stats()
-    assert stats.body_bytes == sum(thing.length for thing in things) + stats.one_byte_requests
+    assert_one_copy(fire.origin, fire.cluster, sum(thing.length for thing in things))
 
 
 def test_a_host_that_can_keep_nothing_more_harms_no_other(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bench.cluster import LocalCluster
 from bench.origin import Fault
 from bench.origin_client import OriginClient, RemoteObject, running_origin
 from bench.reader import Reader, ReadError, Reading
+from tests.support.metrics import assert_one_copy
 from tests.support.pieces import PIECE
 from tests.support.thin_origin import thin_origin
 
@@ -94,8 +95,7 @@ def test_cold_remote_and_local_reads_cost_the_origin_one_copy(origin: OriginClie
         for reading in (cold, remote, local):
             assert_whole(reading, thing)
         assert (cold.cache, remote.cache, local.cache) == ("MISS", "HIT-REMOTE", "HIT-LOCAL")
-        stats = origin.stats()
-        assert stats.body_bytes == SIZE + 3, "the object once, and one byte for each request"
+        assert_one_copy(origin, cluster, SIZE)
 
 
 def test_twenty_clients_at_two_peers_take_one_copy_from_the_origin(slow_origin: OriginClient) -> None:
@@ -106,9 +106,9 @@ def test_twenty_clients_at_two_peers_take_one_copy_from_the_origin(slow_origin: 
         with concurrent.futures.ThreadPoolExecutor(20) as clients:
             digests = list(clients.map(lambda proxy: stream(proxy, thing.url), proxies))
         assert digests == [thing.sha256] * 20
-        stats = slow_origin.stats()
-        assert stats.body_bytes == SIZE + stats.one_byte_requests
-        assert 2 <= stats.one_byte_requests <= 20, "requests that come together with equal credentials share a question"
+        assert_one_copy(slow_origin, cluster, SIZE)
+        checks = slow_origin.stats().one_byte_requests
+        assert 2 <= checks <= 20, "requests that come together with equal credentials share a question"
 
 
 @pytest.mark.parametrize("victim", ["seed-1", "peer-2", "scheduler"])

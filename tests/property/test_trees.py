@@ -202,3 +202,18 @@ def test_a_slow_host_has_no_children_and_its_place_is_an_others() -> None:
     assert not any(first.children)
     assert not trees.homeless
     assert first not in trees.root.children[0]
+
+
+def test_of_a_burst_of_newcomers_few_others_are_told() -> None:
+    trees = Trees(STRIPES, lambda *_: True)
+    trees.reseat(1, frozenset(["0"]))
+    told = 0
+    for burst in range(20):
+        for number in range(128):
+            trees.want(f"{burst}-{number}", "0", 16, 15)
+        told += len(trees.changed)
+        trees.changed.clear()
+    check(trees)
+    assert told < 1.5 * len(trees.members), "nearly as many have to make room as come"
+    depths = [trees.depth(member, stripe) for member in trees.members.values() for stripe in range(STRIPES)]
+    assert max(depths) <= 3 + len(trees.members).bit_length()
