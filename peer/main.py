@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import resource
 import secrets
 import socket
+import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as package_version
@@ -260,7 +263,10 @@ def _files_to_keep_open() -> int:
     """Let this process open as many files as the system allows it, and return how many the store may keep open."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return _KEPT_FILES if most == resource.RLIM_INFINITY else min(_KEPT_FILES, most // 2)
+    kept = _KEPT_FILES if most == resource.RLIM_INFINITY else min(_KEPT_FILES, most // 2)
+    # The table of descriptors grows now: with other threads there the kernel makes whoever opens a file wait for that.
+    os.close(fcntl.fcntl(sys.stderr.fileno(), fcntl.F_DUPFD_CLOEXEC, 2 * kept - 1))
+    return kept
 
 
 def _advertised(settings: PeerSettings, pieces: socket.socket) -> Address:

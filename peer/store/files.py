@@ -13,6 +13,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
 
 from p2p.errors import StoreError, StoreFullError
 from p2p.telemetry import logger
@@ -46,10 +48,11 @@ def _boot_id() -> str:
 
 
 class DataFile:
-    """An open data file. Its descriptor is closed when the last reference to this object goes, and not before.
+    """An open data file. Its descriptor is closed when the last reference to this object has gone, and not before.
 
     A thread that writes holds a reference for as long as it writes. So a descriptor is never closed under it, and its
-    bytes can never end up in whichever file the number would have been given to next.
+    bytes can never end up in whichever file the number would have been given to next. A thread closes it: that frees
+    the blocks of a file that was removed, which takes long.
     """
 
     __slots__ = ("_disk", "fd", "path")
@@ -58,6 +61,7 @@ class DataFile:
         self.fd = -1
         self.path = path
         self._disk = disk
+        _CLOSER.start()
         self.fd = disk.open(path, flags)
 
     def write(self, data: memoryview, offset: int) -> None:
@@ -86,7 +90,34 @@ class DataFile:
 
     def __del__(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            _CLOSER.close(self.fd)
+
+
+class _Closer:
+    """Closes files in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._unwanted: SimpleQueue[int] = SimpleQueue()
+        self._begin = Lock()
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, if that has not been done: in the end, where a reference goes, none can be."""
+        with self._begin:
+            if self._thread is None:
+                self._thread = Thread(target=self._run, name="closer", daemon=True)
+                self._thread.start()
+
+    def close(self, fd: int) -> None:
+        """Have a descriptor closed; at any moment, in any thread."""
+        self._unwanted.put(fd)
+
+    def _run(self) -> None:
+        while True:
+            os.close(self._unwanted.get())
+
+
+_CLOSER = _Closer()
 
 
 class DataDirectory:

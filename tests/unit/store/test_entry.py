@@ -8,7 +8,7 @@ import pytest
 
 from p2p.errors import OriginStalledError, StoreError, StoreFullError
 from p2p.pieces import Bitmap, Span
-from peer.store import Store
+from peer.store import Store, files
 from peer.store.files import DataFile
 from tests.support.pieces import PIECE
 from tests.unit.store.conftest import Opener
@@ -276,6 +276,11 @@ def test_a_descriptor_outlives_the_entry_for_as_long_as_a_writer_has_it(tmp_path
     del entrys
     os.fstat(fd)
     del writers
+    # Closed in their order: by the time the second is, and its pipe at an end, the first has been.
+    outlet, inlet = os.pipe()
+    files._CLOSER.close(inlet)
+    assert os.read(outlet, 1) == b""
+    os.close(outlet)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
 
