@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -96,6 +97,16 @@ class Entry:
     def fd(self) -> int:
         """The descriptor of the sparse data file, to read with pread or sendfile while a reference is held."""
         return self._open_file().fd
+
+    @property
+    def path(self) -> Path:
+        """Where the data file is; good for as long as a reference is held and the version is not removed."""
+        return self._open_file().path.absolute()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether users have a hard link of the data file, or had one: what is damaged must not be mended in it."""
+        return self._file is not None and self._file.is_shared
 
     @property
     def held(self) -> bool:

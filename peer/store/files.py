@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -63,6 +64,12 @@ class DataFile:
         self._disk = disk
         _CLOSER.start()
         self.fd = disk.open(path, flags)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the file is, or was, a hard link of a user's as well (`p2p.linkfile`): it must not be written to."""
+        state = os.fstat(self.fd)
+        return state.st_nlink > 1 or not state.st_mode & stat.S_IWUSR
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data` at byte `offset`; from any thread. Raises StoreError, or StoreFullError."""
@@ -236,10 +243,13 @@ class DataDirectory:
         return self._data / version_id[:2] / version_id
 
     def open_data(self, version_id: str) -> DataFile | None:
-        """Open a version's data file, None if there is none. Raises StoreError."""
+        """Open a version's data file, None if there is none; one that users share is read-only. Raises StoreError."""
         path = self.data_path(version_id)
         try:
-            return DataFile(path, os.O_RDWR, self.disk)
+            try:
+                return DataFile(path, os.O_RDWR, self.disk)
+            except PermissionError:
+                return DataFile(path, os.O_RDONLY, self.disk)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -249,12 +259,19 @@ class DataDirectory:
         """Open a version's data file, a sparse one of `length` bytes if there is none. Raises StoreError.
 
         What a file of that name already holds stays: two openings of a fresh version may overlap, and a byte that was
-        never recorded is never served.
+        never recorded is never served. Only one that users share, left there by a removal that failed, loses its name.
         """
         path = self.data_path(version_id)
         try:
             self.disk.mkdir(path.parent)
-            file = DataFile(path, os.O_RDWR | os.O_CREAT, self.disk)
+            try:
+                file = DataFile(path, os.O_RDWR | os.O_CREAT, self.disk)
+                shared = file.is_shared
+            except PermissionError:
+                shared = True
+            if shared:
+                self.disk.unlink(path)
+                file = DataFile(path, os.O_RDWR | os.O_CREAT, self.disk)
             self.disk.truncate(file.fd, length)
         except OSError as error:
             raise store_error("create", path, error) from error

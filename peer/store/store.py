@@ -391,6 +391,8 @@ class Store:
             self._index.submit(confirm, then=lambda _: entry.acquit(sound)),
             self._index.submit(forget, then=lambda _: entry.drop(damaged, of=entry.suspect)),
         )
+        if damaged:
+            await self._part_with_shared(entry)
 
     async def prove(self, entry: Entry, sound: Sequence[int]) -> None:
         """Put into the index that landed pieces are as recorded (Keeper)."""
@@ -417,6 +419,16 @@ class Store:
             self._owed[entry.version_id].append(work)
             forgotten(None)
             raise
+        await self._part_with_shared(entry)
+
+    async def _part_with_shared(self, entry: Entry) -> None:
+        """Remove a damaged version whose file is a user's as well: it comes anew in another file, and his stays."""
+        if entry.is_shared:
+            _LOG.warning("a damaged file is also linked elsewhere, its version is let go of", version=entry.version_id)
+            removed = await self._remove(records.remove_versions(self._directory, (entry.version_id,)))
+            if self._on_dropped is not None:
+                for one in removed:
+                    self._on_dropped(one.version_id)
 
     # What is held, and what goes.
 
