@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,31 @@ class Victim:
     version_id: str
     size: int
     last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How much may be held: never more than `capacity` bytes.
+
+    Above the share `high` of it versions go without anybody having to wait for that, down to the share `low`. So they
+    do not go one by one where versions are small.
+    """
+
+    capacity: int
+    high: float = 1.0
+    low: float = 63 / 64
+
+    def needed(self, held: int, need: int) -> int:
+        """Return how many bytes are to go before `need` more can be held; 0 if there is room."""
+        return held + need - self._low if held + need > self.capacity else 0
+
+    def ahead(self, held: int) -> int:
+        """Return how many bytes are to go ahead of any need; 0 below the high mark."""
+        return held - self._low if held > self.capacity * self.high else 0
+
+    @property
+    def _low(self) -> int:
+        return math.ceil(self.capacity * self.low)
 
 
 def choose(victims: Sequence[Victim], need: int) -> list[str]:

@@ -3,5 +3,6 @@
 from peer.store.entry import Entry
 from peer.store.index import StoreStats
 from peer.store.store import Store
+from peer.store.upkeep import StoreSettings, Upkeep
 
-__all__ = ["Entry", "Store", "StoreStats"]
+__all__ = ["Entry", "Store", "StoreSettings", "StoreStats", "Upkeep"]

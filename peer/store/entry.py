@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from p2p.errors import StoreError, StoreFullError
 from p2p.identity import Task
 from p2p.pieces import Bitmap, PieceLayout, Span, spans_of
 from p2p.versions import Version
-from peer.store.files import DataFile
+from peer.store.files import DataFile, store_error
 
 _BATCH_BYTES = 32 * 1024 * 1024
 _READ_BYTES = 256 * 1024
@@ -26,8 +27,10 @@ class Keeper(Protocol):
     async def record(self, entry: Entry, pieces: Sequence[tuple[int, bytes]]) -> None:
         """Put pieces into the index and have the entry `admit` them."""
 
-    async def inspect(self, entry: Entry, file: DataFile, pieces: Sequence[tuple[int, bytes]]) -> frozenset[int]:
-        """Return which of the pieces do not have their digests; in a thread."""
+    async def inspect(
+        self, entry: Entry, file: DataFile, pieces: Sequence[tuple[int, bytes]], *, aside: bool = False
+    ) -> frozenset[int]:
+        """Return which of the pieces do not have their digests; in a thread. `aside`: past the page cache."""
 
     async def settle(self, entry: Entry, sound: Sequence[int], damaged: Sequence[int]) -> None:
         """Put the verdict on suspect pieces into the index and have the entry `acquit` and `drop` them."""
@@ -215,20 +218,29 @@ class Entry:
         while self.suspect and (pieces := self.suspect & Bitmap(self.layout.count, (span,))):
             await self._verify_suspects(self._batch(pieces))
 
-    async def verify(self, span: Span) -> Bitmap:
-        """Read all pieces held of `span` and compare them with their digests; drop and return the damaged ones."""
+    async def verify(self, span: Span, *, aside: bool = False) -> Bitmap:
+        """Read all pieces held of `span` and compare them with their digests; drop and return the damaged ones.
+
+        With `aside` that leaves the page cache as it was: nobody else is about to read them.
+        """
         wanted = Bitmap(self.layout.count, (span,))
         damaged = Bitmap(self.layout.count)
         while suspect := self.suspect & wanted:
-            for index in await self._verify_suspects(self._batch(suspect)):
+            for index in await self._verify_suspects(self._batch(suspect), aside=aside):
                 damaged.add_piece(index)
         remaining = self.landed & wanted
         while batch := self._batch(remaining):
-            for index in await self._verify_landed(batch):
+            for index in await self._verify_landed(batch, aside=aside):
                 damaged.add_piece(index)
             for index in batch:
                 remaining.discard_piece(index)
         return damaged
+
+    def pieces_from(self, first: int, size: int) -> list[int]:
+        """Return the pieces held from `first` on, as many as `size` bytes are, and one at least where there is one."""
+        limit = max(1, size // self.layout.piece_length)
+        rest = (self.landed | self.suspect) & Bitmap(self.layout.count, (Span(first, self.layout.count),))
+        return [index for index, _ in zip(rest, range(limit), strict=False)]
 
     def retain(self) -> Self:
         """Take another reference; only while one is held."""
@@ -328,12 +340,12 @@ class Entry:
         limit = max(1, _BATCH_BYTES // self.layout.piece_length)
         return [index for index, _ in zip(pieces, range(limit), strict=False)]
 
-    async def _verify_suspects(self, batch: Sequence[int]) -> list[int]:
+    async def _verify_suspects(self, batch: Sequence[int], *, aside: bool = False) -> list[int]:
         async with self._verifying:
             pieces = [(index, self._noted(index)) for index in batch if index in self.suspect]
             if not pieces:
                 return []
-            damaged = await self._keeper.inspect(self, self._open_file(), pieces)
+            damaged = await self._keeper.inspect(self, self._open_file(), pieces, aside=aside)
             # Some may have been downloaded and committed meanwhile.
             verdict = [index for index, _ in pieces if index in self.suspect]
             lost = [index for index in verdict if index in damaged]
@@ -349,10 +361,12 @@ class Entry:
                 if damaged:
                     await self._keeper.forget(self, sorted(damaged))
 
-    async def _verify_landed(self, batch: Sequence[int]) -> list[int]:
+    async def _verify_landed(self, batch: Sequence[int], *, aside: bool) -> list[int]:
         async with self._verifying:
             pieces = [(index, self._noted(index)) for index in batch if index in self.landed]
-            damaged = sorted(await self._keeper.inspect(self, self._open_file(), pieces))
+            damaged = sorted(await self._keeper.inspect(self, self._open_file(), pieces, aside=aside))
+            if sound := [index for index, _ in pieces if index in self.unproven and index not in damaged]:
+                await self._keeper.prove(self, sound)
             if damaged:
                 await self._keeper.forget(self, damaged)
             return damaged
@@ -365,18 +379,29 @@ def _wake(waiters: Iterable[asyncio.Future[BaseException | None]], error: BaseEx
             woken.set_result(error)
 
 
-def damaged_pieces(file: DataFile, layout: PieceLayout, pieces: Iterable[tuple[int, bytes]]) -> frozenset[int]:
-    """Return which of the (index, digest) pairs the file does not bear out; a piece that cannot be read is damaged."""
+def damaged_pieces(
+    file: DataFile, layout: PieceLayout, pieces: Iterable[tuple[int, bytes]], *, aside: bool = False
+) -> frozenset[int]:
+    """Return which of the (index, digest) pairs the file does not bear out; a piece that cannot be read is damaged.
+
+    With `aside` the page cache stays as it was. Raises StoreError if that cannot be had.
+    """
     view = memoryview(bytearray(_READ_BYTES))
-    return frozenset(index for index, digest in pieces if not _sound(file, layout, index, digest, view))
+    try:
+        with file.aside() if aside else nullcontext(file.read) as read:
+            return frozenset(index for index, digest in pieces if not _sound(read, layout, index, digest, view))
+    except OSError as error:
+        raise store_error("open once more", file.path, error) from error
 
 
-def _sound(file: DataFile, layout: PieceLayout, index: int, digest: bytes, view: memoryview) -> bool:
+def _sound(
+    read: Callable[[memoryview, int], int], layout: PieceLayout, index: int, digest: bytes, view: memoryview
+) -> bool:
     hasher = piece_hasher()
     position, stop = layout.offset(index), layout.offset(index) + layout.size(index)
     while position < stop:
         try:
-            count = file.read(view[: stop - position], position)
+            count = read(view[: stop - position], position)
         except OSError:
             return False
         if count == 0:

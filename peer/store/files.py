@@ -12,10 +12,11 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 
 from p2p.errors import StoreError, StoreFullError
 from p2p.telemetry import logger
@@ -38,7 +39,22 @@ def store_error(action: str, path: Path, error: OSError) -> StoreError:
     """Return the error to raise for a failed operation on `path`: StoreFullError where space is what is missing."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFullError(f"cannot {action} {str(path)!r}: {error.strerror}; free space, or lower the capacity")
-    return StoreError(f"cannot {action} {str(path)!r}: {error.strerror} (errno {error.errno})")
+    return StoreError(f"cannot {action} {str(path)!r}: {error.strerror} (errno {error.errno}){_remedy(error)}")
+
+
+def unusable(directory: Path, error: OSError) -> StoreError:
+    """Return the error for a data directory that cannot be used at all."""
+    remedy = _remedy(error) or "; give --data-dir a directory that this user may create and write"
+    return StoreError(f"cannot use the data directory {str(directory)!r}: {error.strerror}{remedy}")
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno != errno.EROFS:
+        return ""
+    return (
+        "; its file system is mounted read-only, by the kernel perhaps, after an error of the disk (see dmesg): "
+        "mount it writable, or give --data-dir a directory on another"
+    )
 
 
 def _boot_id() -> str:
@@ -95,16 +111,45 @@ class DataFile:
         """Read bytes at `offset` into the front of `buffer`; returns how many, 0 at the end. Raises OSError."""
         return os.preadv(self.fd, [buffer], offset)
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[Callable[[memoryview, int], int]]:
+        """Open the file once more and give a `read` that leaves the page cache as it was. Raises OSError.
+
+        What was not in it is thrown out again; what was stays: somebody uses it.
+        """
+        # By its descriptor: it may have lost its name meanwhile. Nothing is read ahead that would look cached then.
+        own = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(own, 0, 0, os.POSIX_FADV_RANDOM)
+            yield partial(_read_aside, own)
+        finally:
+            os.close(own)
+
     def __del__(self) -> None:
         if self.fd >= 0:
             _CLOSER.close(self.fd)
+
+
+def _read_aside(fd: int, buffer: memoryview, offset: int) -> int:
+    try:
+        return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        count = os.preadv(fd, [buffer], offset)
+        os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)
+        return count
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        # Such file systems (tmpfs, some of the network) do not say what they have cached.
+        return os.preadv(fd, [buffer], offset)
 
 
 class _Closer:
     """Closes files in a thread of its own."""
 
     def __init__(self) -> None:
-        self._unwanted: SimpleQueue[int] = SimpleQueue()
+        self._unwanted: SimpleQueue[int | Event] = SimpleQueue()
         self._begin = Lock()
         self._thread: Thread | None = None
 
@@ -119,12 +164,28 @@ class _Closer:
         """Have a descriptor closed; at any moment, in any thread."""
         self._unwanted.put(fd)
 
+    def wait(self) -> None:
+        """Return when all is closed that was to be closed until now."""
+        self.start()
+        done = Event()
+        self._unwanted.put(done)
+        done.wait()
+
     def _run(self) -> None:
         while True:
-            os.close(self._unwanted.get())
+            match self._unwanted.get():
+                case Event() as reached:
+                    reached.set()
+                case int(fd):
+                    os.close(fd)
 
 
 _CLOSER = _Closer()
+
+
+def wait_until_closed() -> None:
+    """Return when the descriptors of all data files that nobody holds any more are closed; blocks."""
+    _CLOSER.wait()
 
 
 class DataDirectory:
@@ -147,10 +208,7 @@ class DataDirectory:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = self._take_lock()
         except OSError as error:
-            raise StoreError(
-                f"cannot use the data directory {str(path)!r}: {error.strerror}; "
-                "give --data-dir a directory that this user may create and write"
-            ) from error
+            raise unusable(path, error) from error
         try:
             self._check_format()
             disk.mkdir(self._data)
@@ -248,7 +306,10 @@ class DataDirectory:
         try:
             try:
                 return DataFile(path, os.O_RDWR, self.disk)
-            except PermissionError:
+            except OSError as error:
+                # One that users share, or a file system that has become read-only: it can be read all the same.
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
                 return DataFile(path, os.O_RDONLY, self.disk)
         except FileNotFoundError:
             return None

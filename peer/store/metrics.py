@@ -18,6 +18,13 @@ DISK_FULL = Counter(
 DAMAGED = Counter(
     "damselfly_store_pieces_damaged", "Pieces dropped because their bytes were not those recorded.", registry=REGISTRY
 )
+EXPIRED = Counter("damselfly_store_expired", "Versions that went because nobody used them.", registry=REGISTRY)
+SCRUBBED_BYTES = Counter(
+    "damselfly_store_scrubbed_bytes", "Bytes of pieces read in the background to verify them.", registry=REGISTRY
+)
+SCRUB_DAMAGED = Counter(
+    "damselfly_store_scrub_damaged", "Pieces found damaged in the background, and dropped.", registry=REGISTRY
+)
 COMMIT_SECONDS = Histogram(
     "damselfly_store_commit_seconds",
     "Time that a transaction of the index took.",

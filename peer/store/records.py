@@ -23,10 +23,14 @@ _MANY = 8192  # rows that one piece of work reads at most: some ten milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Epochs:
-    """Pieces are recorded under the `current` one; those of one before `suspect_before` are suspect."""
+    """Pieces are recorded under the `current` one; those of one before `suspect_before` are suspect.
+
+    Versions that were verified before `doubted` have pieces of an older epoch than the current one.
+    """
 
     current: int
     suspect_before: int
+    doubted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,17 @@ def create(directory: DataDirectory, task: Task, version: Version, epochs: Epoch
     """Read a version, which is recorded first if the index does not have it, and open its file."""
 
     def work(db: sqlite3.Connection) -> Callable[[], Record | None]:
-        db.execute(
-            "INSERT OR IGNORE INTO versions (version_id, task_id, canonical, store, length, kind, validator, created, "
-            "last_used, piece_length, verified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(version.id, task.id, task.canonical, str(task.store)),
-                *(version.length, str(version.kind), version.validator, now, now, piece_length(version.length), now),
-            ),
-        )
+        # Looked for first: what is there can be read also where nothing can be written any more.
+        if db.execute("SELECT 1 FROM versions WHERE version_id = ?", (version.id,)).fetchone() is None:
+            db.execute(
+                "INSERT INTO versions (version_id, task_id, canonical, store, length, kind, validator, created, "
+                "last_used, piece_length, verified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(version.id, task.id, task.canonical, str(task.store)),
+                    *(version.length, str(version.kind), version.validator),
+                    *(now, now, piece_length(version.length), now),
+                ),
+            )
         return _opened(db, directory, version.id, epochs, may_create=True)
 
     return work
@@ -231,16 +238,79 @@ def _removed(
     return discard
 
 
-def oldest(after: tuple[float, int], limit: int) -> Work[tuple[tuple[tuple[float, int], Victim], ...]]:
-    """Read the least recently used versions that are not pinned behind the key `after`, each with its own key."""
+def oldest(
+    after: tuple[float, int], limit: int, unused_since: float
+) -> Work[tuple[tuple[tuple[float, int], Victim], ...]]:
+    """Read the least recently used versions that are not pinned behind the key `after`, each with its own key.
+
+    None that was used at the time `unused_since` or later.
+    """
 
     def work(db: sqlite3.Connection) -> Callable[[], tuple[tuple[tuple[float, int], Victim], ...]]:
         found = db.execute(
             "SELECT last_used, row, version_id, bytes FROM versions WHERE (last_used, row) > (?, ?) "
-            "AND version_id NOT IN (SELECT version_id FROM pins) ORDER BY last_used, row LIMIT ?",
-            (*after, limit),
+            "AND last_used < ? AND version_id NOT IN (SELECT version_id FROM pins) ORDER BY last_used, row LIMIT ?",
+            (*after, unused_since, limit),
         ).fetchall()
         return lambda: tuple(((used, row), Victim(version_id, size, used)) for used, row, version_id, size in found)
+
+    return work
+
+
+def latest() -> Work[float]:
+    """Read the latest time in the index, 0 if there is none."""
+
+    def work(db: sqlite3.Connection) -> Callable[[], float]:
+        (time,) = db.execute(
+            "SELECT max(seen, (SELECT coalesce(max(last_used), 0) FROM versions)) FROM totals"
+        ).fetchone()
+        return lambda: float(time)
+
+    return work
+
+
+def mark_time(now: float) -> Work[None]:
+    """Record which time it is."""
+
+    def work(db: sqlite3.Connection) -> Callable[[], None]:
+        db.execute("UPDATE totals SET seen = ? WHERE seen < ?", (now, now))
+        return _nothing
+
+    return work
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A version that was last verified at a time of the store's clock."""
+
+    verified: float
+    row: int
+    version_id: str
+
+
+def due(after: tuple[float, int], before: float) -> Work[Due | None]:
+    """Read which version behind the key `after` (verified, row) has not been verified for longest.
+
+    None if all there are were verified at the time `before` or later.
+    """
+
+    def work(db: sqlite3.Connection) -> Callable[[], Due | None]:
+        found = db.execute(
+            "SELECT verified, row, version_id FROM versions WHERE (verified, row) > (?, ?) AND verified < ? "
+            "ORDER BY verified, row LIMIT 1",
+            (*after, before),
+        ).fetchone()
+        return lambda: None if found is None else Due(*found)
+
+    return work
+
+
+def mark_verified(row: int, when: float) -> Work[None]:
+    """Record that all pieces of a version were known to be sound at a time."""
+
+    def work(db: sqlite3.Connection) -> Callable[[], None]:
+        db.execute("UPDATE versions SET verified = ? WHERE row = ?", (when, row))
+        return _nothing
 
     return work
 

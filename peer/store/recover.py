@@ -50,8 +50,8 @@ def discard_broken_index(directory: DataDirectory) -> bool:
     return bool(problems)
 
 
-def recover(directory: DataDirectory, *, suspicious: bool, tidy: bool) -> Work[Epochs]:
-    """Return work whose result are the epochs from now on.
+def recover(directory: DataDirectory, *, suspicious: bool, tidy: bool, now: float) -> Work[Epochs]:
+    """Return work whose result are the epochs from `now` on, a time of the store's clock.
 
     `suspicious` makes all pieces suspect. `tidy` has each verified at its next use, and clears away rows without a
     piece, data files without a row, rows without a file, and the trash.
@@ -60,10 +60,10 @@ def recover(directory: DataDirectory, *, suspicious: bool, tidy: bool) -> Work[E
     def work(db: sqlite3.Connection) -> Callable[[], Epochs]:
         db.execute("UPDATE totals SET suspect_before = coalesce(suspect_before, epoch)")
         if suspicious or tidy:
-            db.execute("UPDATE totals SET epoch = epoch + 1")
+            db.execute("UPDATE totals SET epoch = epoch + 1, doubted = ?", (now,))
         if suspicious:
             db.execute("UPDATE totals SET suspect_before = epoch")
-        epochs = Epochs(*db.execute("SELECT epoch, suspect_before FROM totals").fetchone())
+        epochs = Epochs(*db.execute("SELECT epoch, suspect_before, doubted FROM totals").fetchone())
         recut = _let_go_of_other_cuts(db)
         strays = _paired(db, directory) if tidy else []
 

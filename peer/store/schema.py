@@ -47,7 +47,9 @@ CREATE TABLE IF NOT EXISTS totals (
     versions INTEGER NOT NULL,
     pieces INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
-    suspect_before INTEGER                  -- pieces of older epochs than this were there when the machine crashed
+    suspect_before INTEGER,                 -- pieces of older epochs than this were there when the machine crashed
+    doubted REAL NOT NULL DEFAULT 0,        -- what was verified before was there when the store was last not closed
+    seen REAL NOT NULL DEFAULT 0            -- the latest time that the store's clock is known to have shown
 );
 INSERT OR IGNORE INTO totals (one, epoch, versions, pieces, bytes) VALUES (1, 1, 0, 0, 0);
 
@@ -70,8 +72,10 @@ _ADDED = (
     ("versions", "piece_length", "INTEGER NOT NULL DEFAULT 0"),
     ("versions", "verified", "REAL NOT NULL DEFAULT 0"),
     ("totals", "suspect_before", "INTEGER"),
+    ("totals", "doubted", "REAL NOT NULL DEFAULT 0"),
+    ("totals", "seen", "REAL NOT NULL DEFAULT 0"),
 )
-"""The columns that format 2 has more than format 1."""
+"""The columns that format 2 has more than format 1; the last two may be missing from it."""
 
 _INDEXES = "CREATE INDEX IF NOT EXISTS versions_by_verification ON versions (verified, row);"
 

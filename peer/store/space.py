@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from p2p.config import Capacity
-from p2p.errors import StoreError
 from p2p.telemetry import logger
 from peer.store.disk import Disk
+from peer.store.files import unusable
 
 _LOG = logger(__name__)
 
@@ -25,10 +25,7 @@ def capacity_in(directory: Path, capacity: Capacity | None) -> int | None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         disk = os.statvfs(directory)
     except OSError as error:
-        raise StoreError(
-            f"cannot use the data directory {str(directory)!r}: {error.strerror}; "
-            "give --data-dir a directory that this user may create and write"
-        ) from error
+        raise unusable(directory, error) from error
     return capacity.of(disk.f_blocks * disk.f_frsize)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -19,13 +21,14 @@ from p2p.identity import Task
 from p2p.pieces import Span, spans_of
 from p2p.telemetry import logger
 from p2p.versions import Version
-from peer.core.evict import choose
+from peer.core.evict import Marks, choose
 from peer.store import inventory, records
+from peer.store.clock import UseClock
 from peer.store.disk import DISK, Disk
 from peer.store.entry import Entry, damaged_pieces
-from peer.store.files import DataDirectory, DataFile
+from peer.store.files import DataDirectory, DataFile, wait_until_closed
 from peer.store.index import Index, StoreStats, Work
-from peer.store.metrics import DAMAGED, DISK_FULL, EVICTED, EVICTED_BYTES, OPEN_ENTRIES
+from peer.store.metrics import DAMAGED, DISK_FULL, EVICTED, EVICTED_BYTES, EXPIRED, OPEN_ENTRIES
 from peer.store.recover import discard_broken_index, recover
 from peer.store.space import Ballast
 
@@ -35,7 +38,16 @@ _IDLE_ENTRIES = 64
 _TOUCHES = 256
 _CANDIDATES = 256
 _RELIEF_SECONDS = 30.0  # how long a writer waits for room on a full disk
-_SLACK = 64  # room is made for a 64th of the capacity at once, so that small versions do not go one by one
+_SLACK = 64  # on a full disk a 64th of what is held goes at once, so that small versions do not go one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """How far a scrub of a version has come: the piece to go on with, None at the end; bytes read, pieces damaged."""
+
+    next: int | None
+    bytes: int
+    damaged: int
 
 
 class Store:
@@ -47,28 +59,30 @@ class Store:
         index: Index,
         epochs: records.Epochs,
         *,
-        capacity: int | None,
         on_dropped: Callable[[str], None] | None,
         on_damaged: Callable[[str, tuple[Span, ...]], None] | None,
-        clock: Callable[[], float],
+        clock: UseClock,
         idle_entries: int,
+        marks: Marks | None,
     ) -> None:
         """Use `open` instead."""
         self._directory = directory
         self._index = index
         self._epochs = epochs
-        self._capacity = capacity
+        self._marks = marks
         self._on_dropped = on_dropped
         self._on_damaged = on_damaged
         self._clock = clock
         self._idle_entries = idle_entries
         self._live: dict[str, Entry] = {}  # in memory, with an open file: the referenced ones and the idle ones
         self._idle: OrderedDict[str, Entry] = OrderedDict()  # not referenced, least recently used first
+        self._unused: set[str] = set()  # referenced by the scrub alone, for which they do not count as used
         self._loading: Counter[str] = Counter()  # asked of the index, to be live presently
         self._arrival = asyncio.Event()  # set, and replaced, when a version comes into memory
         self._touched: dict[int, float] = {}
         self._owed: defaultdict[str, list[Work[None]]] = defaultdict(list)  # by version, to be done before it is read
         self._evicting = asyncio.Lock()
+        self._above_mark = asyncio.Event()
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -86,19 +100,23 @@ class Store:
         *,
         verify_on_use: bool | None = None,
         capacity: int | None = None,
+        high: float = 1.0,
+        low: float = 63 / 64,
         on_dropped: Callable[[str], None] | None = None,
         on_damaged: Callable[[str, tuple[Span, ...]], None] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         idle_entries: int = _IDLE_ENTRIES,
         disk: Disk = DISK,
     ) -> Self:
         """Take a data directory, which is made if need be. Raises StoreError if it is taken, unwritable or foreign.
 
         With `verify_on_use` every piece recorded so far is suspect; None decides by the boot that the directory was
-        last used under. `capacity` bounds the bytes of all pieces held; `on_dropped` is told the id of each version
-        that is evicted for it, `on_damaged` the id and the pieces that had landed and are no longer what they were.
-        `idle_entries` versions stay open after their last use. `clock` orders uses, in seconds.
-        `disk` does what is done to the disk.
+        last used under. `capacity` bounds the bytes of all pieces held, `high` and `low` are shares of it (`Marks`);
+        `on_dropped` is told the id of each version that goes by itself, `on_damaged` the id and the pieces that had
+        landed and are no longer what they were. `idle_entries` versions stay open after their last use. `clock` goes
+        forward, in seconds from anywhere; `wall` is looked at once, for how much time has passed since the last use
+        (`UseClock`). `disk` does what is done to the disk.
         """
         files = await asyncio.to_thread(DataDirectory, directory, disk)
         try:
@@ -109,7 +127,9 @@ class Store:
                 if files.was_clean:
                     # Before anything changes: what is cut off half-way is to be tidied by the next opening.
                     await asyncio.to_thread(files.mark_in_use)
-                epochs = await index.submit(recover(files, suspicious=suspicious, tidy=broken or not files.was_clean))
+                time_of_use = UseClock(clock, wall=wall(), last=await index.submit(records.latest()))
+                tidy = broken or not files.was_clean
+                epochs = await index.submit(recover(files, suspicious=suspicious, tidy=tidy, now=time_of_use()))
                 if not files.was_clean:
                     # Not before the new epoch is recorded: from here on the pieces of this boot are trusted.
                     await asyncio.to_thread(files.mark_in_use)
@@ -124,11 +144,11 @@ class Store:
             files,
             index,
             epochs,
-            capacity=capacity,
             on_dropped=on_dropped,
             on_damaged=on_damaged,
-            clock=clock,
+            clock=time_of_use,
             idle_entries=idle_entries,
+            marks=None if capacity is None else Marks(capacity, high, low),
         )
 
     async def close(self, *, sync_seconds: float = 10.0) -> None:
@@ -156,6 +176,7 @@ class Store:
 
     async def _sync(self, deadline: float) -> bool:
         self._flush_touches()
+        self._index.submit(records.mark_time(self._clock())).add_done_callback(_log_failure)
         unsynced = await self._index.submit(records.unsynced())
         loop = asyncio.get_running_loop()
         synced = await loop.run_in_executor(self._executor, self._directory.sync_data, unsynced, deadline)
@@ -230,6 +251,7 @@ class Store:
 
     def _referenced(self, entry: Entry) -> Entry:
         self._idle.pop(entry.version_id, None)
+        self._unused.discard(entry.version_id)
         return entry.retain()
 
     async def _load(self, version_id: str, work: Work[records.Record | None]) -> bool:
@@ -276,9 +298,10 @@ class Store:
         if self._live.get(entry.version_id) is not entry or entry.retired:
             self._detach([entry])
         elif entry.held or self._loading[entry.version_id]:
-            self._touched[entry.row] = self._clock()
-            if len(self._touched) >= _TOUCHES:
-                self._flush_touches()
+            if entry.version_id not in self._unused:
+                self._touched[entry.row] = self._clock()
+                if len(self._touched) >= _TOUCHES:
+                    self._flush_touches()
             self._idle[entry.version_id] = entry
             self._close_idle()
         else:
@@ -320,18 +343,22 @@ class Store:
         """Put pieces into the index, having made room for them, and have the entry admit them (Keeper)."""
         self._check_open()
         need = sum(entry.layout.size(index) for index, _ in pieces)
-        work = records.commit(entry.row, entry.layout, pieces, self._epochs.current, self._capacity)
+        capacity = self._marks.capacity if self._marks is not None else None
+        work = records.commit(entry.row, entry.layout, pieces, self._epochs.current, capacity)
         relieved = False
         while True:
             try:
-                return await self._index.submit(work, then=lambda _: entry.admit(pieces))
+                await self._index.submit(work, then=lambda _: entry.admit(pieces))
+                break
             except records.CapacityError:
-                if self._capacity is None or not await self._make_room(need, self._capacity):
+                if self._marks is None or not await self._make_room(need, self._marks):
                     raise
             except StoreFullError:
                 if relieved or not await self._relieve(need):
                     raise
                 relieved = True
+        if self._marks is not None and self._marks.ahead(self._index.stats.bytes):
+            self._above_mark.set()
 
     def relieve(self, need: int) -> bool:
         """Evict because the disk is full, and wait until it is done; from any thread but the loop's (Keeper)."""
@@ -366,17 +393,20 @@ class Store:
             # A file takes up its room until it has no name left, and its last descriptor is closed.
             self._free(partial(_empty_trash, self._directory))
             await asyncio.gather(*map(asyncio.wrap_future, self._freeing))
+            await self._loop.run_in_executor(self._executor, wait_until_closed)
             _LOG.warning("the disk is full", path=str(self._directory.path), needed=need, freed=freed)
             DISK_FULL.inc()
             self._executor.submit(self._ballast.place)
             self._reliefs += freed > 0
             return freed > 0
 
-    async def inspect(self, entry: Entry, file: DataFile, pieces: Sequence[tuple[int, bytes]]) -> frozenset[int]:
+    async def inspect(
+        self, entry: Entry, file: DataFile, pieces: Sequence[tuple[int, bytes]], *, aside: bool = False
+    ) -> frozenset[int]:
         """Compare pieces with their digests in a thread (Keeper)."""
         self._check_open()
-        loop = asyncio.get_running_loop()
-        damaged = await loop.run_in_executor(self._executor, damaged_pieces, file, entry.layout, pieces)
+        work = partial(damaged_pieces, file, entry.layout, pieces, aside=aside)
+        damaged = await self._loop.run_in_executor(self._executor, work)
         if damaged:
             DAMAGED.inc(len(damaged))
             _LOG.error("damaged pieces", version=entry.version_id, pieces=sorted(damaged)[:20], count=len(damaged))
@@ -434,8 +464,9 @@ class Store:
 
     def require_room(self, size: int) -> None:
         """Raise StoreFullError for more bytes than may be here at once; all else would be evicted for them in vain."""
-        if self._capacity is not None and size > self._capacity:
-            raise StoreFullError(f"{size} bytes are more than the store's capacity of {self._capacity} bytes; raise it")
+        if self._marks is not None and size > self._marks.capacity:
+            capacity = self._marks.capacity
+            raise StoreFullError(f"{size} bytes are more than the store's capacity of {capacity} bytes; raise it")
 
     def stats(self) -> StoreStats:
         """Return how much is held."""
@@ -504,22 +535,51 @@ class Store:
         async with self._evicting:
             return await self._evict(self._index.stats.bytes - target_bytes)
 
-    async def _make_room(self, need: int, capacity: int) -> bool:
+    async def _make_room(self, need: int, marks: Marks) -> bool:
         """Evict until there is room for `need` bytes more; tells whether it is worth trying again."""
         async with self._evicting:
-            excess = self._index.stats.bytes + need - capacity
-            return excess <= 0 or await self._evict(excess + capacity // _SLACK) > 0
+            excess = marks.needed(self._index.stats.bytes, need)
+            return excess == 0 or await self._evict(excess) > 0
+
+    async def room_ahead(self) -> None:
+        """Wait until more is held than the high mark, and evict down to the low one. Raises StoreError."""
+        await self._above_mark.wait()
+        self._above_mark.clear()
+        async with self._evicting:
+            if self._marks is not None and (excess := self._marks.ahead(self._index.stats.bytes)):
+                await self._evict(excess)
+
+    async def expire(self, ttl_seconds: float) -> int:
+        """Remove the versions that nobody has used for so long, none that is pinned; returns how many went.
+
+        Raises StoreError.
+        """
+        async with self._evicting:
+            gone = await self._evict_until(math.inf, unused_since=self._clock() - ttl_seconds)
+        EXPIRED.inc(len(gone))
+        return len(gone)
 
     async def _evict(self, need: int) -> int:
+        gone = await self._evict_until(need)
+        EVICTED.inc(len(gone))
+        size = sum(one.size for one in gone)
+        EVICTED_BYTES.inc(size)
+        return size
+
+    async def _evict_until(self, need: float, *, unused_since: float = math.inf) -> list[records.Removed]:
+        """Remove versions last used before a time, until `need` bytes are free; if that is infinite, all of them."""
         self._check_open()
         self._flush_touches()
-        freed, after = 0, (float("-inf"), 0)
+        gone: list[records.Removed] = []
+        freed, after = 0, (-math.inf, 0)
         while freed < need:
-            page = await self._index.submit(records.oldest(after, _CANDIDATES))
+            page = await self._index.submit(records.oldest(after, _CANDIDATES, unused_since))
             if not page:
                 break
             after = page[-1][0]
-            chosen = choose([victim for _, victim in page if not self._in_use(victim.version_id)], need - freed)
+            victims = [victim for _, victim in page if not self._in_use(victim.version_id)]
+            everything = math.isinf(need)
+            chosen = [one.version_id for one in victims] if everything else choose(victims, int(need) - freed)
             # Out of sight before anything is awaited: nobody can come to refer to what is about to go.
             for version_id in chosen:
                 if (entry := self._live.pop(version_id, None)) is not None:
@@ -528,15 +588,73 @@ class Store:
             removed = await self._remove(records.remove_versions(self._directory, chosen))
             size = sum(one.size for one in removed)
             freed += size
-            EVICTED.inc(len(removed))
-            EVICTED_BYTES.inc(size)
+            gone += removed
             if removed:
-                _LOG.info("versions evicted", versions=len(removed), bytes=size, first=removed[0].version_id)
+                why = "unused" if everything else "room"
+                _LOG.info("versions evicted", why=why, versions=len(removed), bytes=size, first=removed[0].version_id)
             if self._on_dropped is not None:
                 for one in removed:
                     self._on_dropped(one.version_id)
         OPEN_ENTRIES.set(len(self._live))
-        return freed
+        return gone
+
+    # What is verified in the background.
+
+    @property
+    def busy(self) -> bool:
+        """Whether any version is in use: a download or a response is under way."""
+        return len(self._live) > len(self._idle)
+
+    @property
+    def doubted(self) -> float:
+        """What was verified before this time was held when the store was last not closed in good order."""
+        return self._epochs.doubted
+
+    def now(self) -> float:
+        """Return the store's time in seconds: what uses are ordered by."""
+        return self._clock()
+
+    async def mark_time(self) -> None:
+        """Record which time it is, so that the next opening knows how long the store was closed. Raises StoreError."""
+        self._check_open()
+        self._flush_touches()
+        await self._index.submit(records.mark_time(self._clock()))
+
+    async def due(self, after: tuple[float, int], before: float) -> records.Due | None:
+        """Return which version behind a key was verified longest ago, before a time. Raises StoreError."""
+        self._check_open()
+        return await self._index.submit(records.due(after, before))
+
+    async def mark_verified(self, version: records.Due, when: float) -> None:
+        """Record that all of a version was verified, begun at a time of the store's. Raises StoreError."""
+        self._check_open()
+        await self._index.submit(records.mark_verified(version.row, when))
+
+    async def scrub(self, version_id: str, first: int, size: int) -> Scrubbed:
+        """Verify up to `size` bytes of pieces, one at least, from the piece `first` on; drop and tell the damaged ones.
+
+        That is no use of the version, and leaves the page cache as it was. Raises StoreError.
+        """
+        # Nothing is evicted meanwhile, so that nobody finds that what could go is in use by this.
+        async with self._evicting:
+            known = version_id in self._live
+            entry = await self._present(version_id)
+            if entry is None:
+                return Scrubbed(None, 0, 0)
+            alone = entry.references == 0
+            with self._referenced(entry):
+                if alone:
+                    self._unused.add(version_id)
+                pieces = list(entry.pieces_from(first, size))
+                if not pieces:
+                    return Scrubbed(None, 0, 0)
+                span = Span(pieces[0], pieces[-1] + 1)
+                damaged = await entry.verify(span, aside=True)
+            self._unused.discard(version_id)
+            if not known and version_id in self._idle:
+                self._idle.move_to_end(version_id, last=False)
+            read = sum(entry.layout.size(index) for index in pieces)
+            return Scrubbed(span.stop if span.stop < entry.layout.count else None, read, len(damaged))
 
     def _in_use(self, version_id: str) -> bool:
         entry = self._live.get(version_id)
