@@ -45,7 +45,7 @@ from peer.source.guard import Resolver
 from peer.source.http import Prober
 from peer.source.listing import list_objects
 from peer.source.remote import Origins, SeedClient
-from peer.store import Store
+from peer.store import Store, Upkeep
 from peer.store.space import capacity_in
 from peer.tasks import TaskManager
 from peer.upload.server import PieceServer
@@ -121,6 +121,8 @@ async def _serve(settings: PeerSettings) -> None:
     store = await Store.open(
         settings.data_dir,
         capacity=await asyncio.to_thread(capacity_in, settings.data_dir, settings.capacity),
+        high=configuration.store.high,
+        low=configuration.store.low,
         idle_entries=_files_to_keep_open(),
         on_dropped=lambda version_id: dropped[0].dropped(version_id) if dropped else None,
         on_damaged=lambda version_id, spans: dropped[0].damaged(version_id, spans) if dropped else None,
@@ -237,6 +239,7 @@ async def _run(
             scope.spawn(tasks.run(), name="duties")
             scope.spawn(links.run(), name="links")
             scope.spawn(governor.run(links), name="origin budgets")
+            scope.spawn(Upkeep(store, configuration.store).run(), name="upkeep of the store")
             # A client that comes in the very first moment would be served from the origin, past the fleet.
             await links.settle(_FIRST_SESSION_SECONDS)
             await proxy.start(sockets["proxy"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from p2p.budgets import UNBOUNDED, Budget
-from p2p.config import nearest, parse_size
+from p2p.config import nearest, parse_capacity, parse_size
 from p2p.errors import ConfigError
 from p2p.stores import Store
 from p2p.toml import (
@@ -33,6 +33,7 @@ from peer.core.rules import Action, Credentials, Errors, Rule, Rules, StaleIfErr
 from peer.proxy.access import Users
 from peer.proxy.server import ProxySettings
 from peer.source.guard import Guard
+from peer.store import StoreSettings
 
 C = TypeVar("C", Action, StaleIfError, Errors, Credentials, Store)
 
@@ -55,6 +56,7 @@ class Configuration:
     """What this host may do at any one origin, whatever the scheduler says."""
     upload_rate: float | None = None
     """The most piece bytes a second that this host sends to others, all together."""
+    store: StoreSettings = field(default_factory=StoreSettings)
 
 
 def load_configuration(path: Path) -> Configuration:
@@ -68,6 +70,7 @@ def load_configuration(path: Path) -> Configuration:
     origin = top.table("origin")
     upload = top.table("upload")
     cluster = top.table("cluster")
+    store = _store(top.table("store"))
     top.done()
     users, guard, settings = _users(proxy, path.parent), _guard(proxy), _proxy(proxy)
     ca_dir = proxy.get("ca_dir", lambda value: path.parent / as_text(value), None)
@@ -80,8 +83,38 @@ def load_configuration(path: Path) -> Configuration:
     cluster_tls_dir = cluster.get("tls_dir", lambda value: path.parent / as_text(value), None)
     cluster.done()
     return Configuration(
-        Rules(rules), users, guard, settings, ca_dir, cluster_tls_dir, credentials, ceiling, upload_rate
+        Rules(rules), users, guard, settings, ca_dir, cluster_tls_dir, credentials, ceiling, upload_rate, store
     )
+
+
+def _store(table: Table) -> StoreSettings:
+    default = StoreSettings()
+    settings = StoreSettings(
+        scrub_seconds=table.get("scrub", _duration_or_off, default.scrub_seconds),
+        ttl_seconds=table.get("ttl", _duration_or_off, default.ttl_seconds),
+        high=table.get("high", _share, default.high),
+        low=table.get("low", _share, default.low),
+    )
+    table.done()
+    if settings.low > settings.high:
+        raise ConfigError("store: low is above high; what is held could never go down to it")
+    return settings
+
+
+def _duration_or_off(value: object) -> float | None:
+    if value == "off":
+        return None
+    seconds = as_duration(value)
+    if seconds <= 0:
+        raise ConfigError('write "off", or a duration that is not 0, for example "30d"')
+    return seconds
+
+
+def _share(value: object) -> float:
+    capacity = parse_capacity(as_text(value))
+    if capacity.share is None:
+        raise ConfigError(f'{value!r} is no share of the capacity; write for example "95%"')
+    return capacity.share
 
 
 def _rule(table: Table, directory: Path) -> Rule:
