@@ -322,6 +322,14 @@ def get(
             help="Fail, and leave no FILE, unless the whole object has this digest.",
         ),
     ] = None,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Make FILE a reflink of the peer's own file, or else a read-only hard link, where the file system and "
+            "the user's rights allow it; a copy otherwise.",
+        ),
+    ] = False,
     header: Annotated[
         list[Header] | None,
         typer.Option(
@@ -369,6 +377,7 @@ def get(
         application=application,
         priority=priority,
         stall_seconds=stall,
+        link=link,
     )
     raise typer.Exit(run_get(settings, jobs=jobs if recursive or is_prefix(url) else None))
 

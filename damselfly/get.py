@@ -13,12 +13,18 @@ from damselfly.progress import Sources, Whence, api_session, say, show
 from damselfly.recursive import Tree
 from damselfly.transfer import GetSettings, Transfer
 from p2p.errors import DamselflyError
+from p2p.linkfile import Linked
 from p2p.tasks import TaskScope
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 _TITLE_LENGTH = 40
+
+_LINKED = {
+    Linked.REFLINK: "a reflink of the peer's file",
+    Linked.HARD_LINK: "a hard link of the peer's file, read-only",
+}
 
 
 def run_get(settings: GetSettings, *, jobs: int | None = None) -> int:
@@ -82,7 +88,11 @@ async def get(settings: GetSettings, console: Console) -> int:
     verified = f"; {settings.digest.algorithm} verified" if settings.digest else ""
     rate = f"{decimal(int(transfer.fetched / max(seconds, 1e-6)))}/s"
     shown = f" ({sources.whence})" if sources.whence.told else ""
-    say(console, f"{settings.output}: {decimal(transfer.done)} in {seconds:.1f} s, {rate}{resumed}{shown}{verified}")
+    linked = f"; {_LINKED[transfer.linked]}" if transfer.linked else ""
+    if transfer.copied_because:
+        say(console, f"{settings.output} is a copy: {transfer.copied_because}")
+    done = decimal(transfer.done)
+    say(console, f"{settings.output}: {done} in {seconds:.1f} s, {rate}{resumed}{shown}{verified}{linked}")
     return 0
 
 
@@ -113,6 +123,8 @@ async def get_tree(settings: GetSettings, console: Console, *, jobs: int) -> int
         return _failed(console, settings, failure)
     for path, reason in tree.failures:
         say(console, f"damselfly get: {settings.output / path} was not written: {reason}")
+    if tree.copied_because:
+        say(console, f"{tree.copied} of the files are copies; {tree.copied_because}")
     rate = f"{decimal(int(tree.fetched / max(seconds, 1e-6)))}/s"
     before = f", {tree.skipped} of them there already" if tree.skipped else ""
     shown = f" ({tree.whence})" if tree.whence.told else ""

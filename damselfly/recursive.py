@@ -44,6 +44,7 @@ class Tree:
     """One recursive download; its counters may be read meanwhile. Raises BadRequestError for a name of no prefix.
 
     `done`, `length`, `title` and `whence` are what the display wants; bytes. `failures` are paths with their errors.
+    `copied` files were to be links and are not, `copied_because` says why the last of them is not.
     """
 
     def __init__(self, settings: GetSettings) -> None:
@@ -70,6 +71,8 @@ class Tree:
         self.files = 0
         self.finished = 0
         self.skipped = 0
+        self.copied = 0
+        self.copied_because = ""
         self.length: int | None = None
         self._skipped_bytes = 0
 
@@ -158,6 +161,9 @@ class Tree:
                 await asyncio.get_running_loop().run_in_executor(threads, transfer.run)
                 await sources.poll()
                 note.add(file, transfer, target)
+                if transfer.copied_because:
+                    self.copied += 1
+                    self.copied_because = transfer.copied_because
             finally:
                 transfer.stop()
                 del self._running[transfer]

@@ -24,13 +24,14 @@ from p2p.digests import ExpectedDigest, Hasher
 from p2p.errors import BadRequestError, DamselflyError, DigestMismatchError
 from p2p.fields import is_strong_tag
 from p2p.identity import Task, identify
+from p2p.linkfile import ASKED, FILE, HeldFile, Linked, LinkError, link_file
 from p2p.native import Location, bucket_of, is_native, native_name, parse_native
 from p2p.pagecache import WRITE_BYTES
 from p2p.ranges import ByteRange, parse_content_range
 from p2p.stores import Store
 from p2p.urgency import DEFAULT_PRIORITY
 
-_LONGEST_NAME = 255 - len("..damselfly.json")
+_LONGEST_NAME = 255 - len("..damselfly.json")  # and as many in ".link"
 
 _ENDPOINTS = {
     Store.S3: ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -66,6 +67,7 @@ class GetSettings:
     priority: int = DEFAULT_PRIORITY
     stall_seconds: float = 120.0
     store: Store | None = None
+    link: bool = False
 
 
 def located(url: str, environment: Mapping[str, str]) -> Location | None:
@@ -116,10 +118,14 @@ class Transfer:
         self.resumed_at = 0
         self.length: int | None = None
         self.etag = ""
+        self.linked: Linked | None = None
+        self.copied_because = ""
         output = settings.output
         hidden = f".{_short(output.name)}.damselfly"
         self._partial = output.with_name(hidden)
         self._note = output.with_name(f"{hidden}.json")
+        # Never the name of what is written to: a hard link is the peer's own file.
+        self._link = output.with_name(f"{hidden}.link")
         self._connection = http.client.HTTPConnection(
             settings.proxy.host, settings.proxy.port, timeout=settings.stall_seconds
         )
@@ -154,13 +160,20 @@ class Transfer:
                 except BlockingIOError:
                     raise GetError("another damselfly get is writing it") from None
                 try:
-                    self._fetch(descriptor)
+                    if not (self._settings.link and self._fetch_link()):
+                        self._fetch(descriptor)
                 except DamselflyError:
                     if not self._note.exists():
                         self._partial.unlink()  # nobody could resume it
                     raise
-                os.fsync(descriptor)
-                self._partial.replace(output)
+                if self.linked is None:
+                    os.fsync(descriptor)
+                    self._partial.replace(output)
+                else:
+                    self._link.replace(output)
+                    # Still there where both were names of one file already.
+                    self._link.unlink(missing_ok=True)
+                    self._partial.unlink()
             self._note.unlink(missing_ok=True)
             _sync_directory(output.parent)
         except DigestMismatchError:
@@ -171,6 +184,46 @@ class Transfer:
             raise GetError(f"{error.strerror or type(error).__name__} ({str(error.filename or output)!r})") from error
         finally:
             self._connection.close()
+
+    def _fetch_link(self) -> bool:
+        """Have the peer get the whole object and link its file; False, with the reason noted, if that cannot be.
+
+        Raises GetError and DigestMismatchError.
+        """
+        response = self._ask(0, "", link=True)
+        try:
+            if response.status != 204:
+                # What fails is asked for once more, so that an error is told as that of any other download.
+                if response.status == 200 and response.getheader("Content-Length") != "0":
+                    self.copied_because = "the peer does not keep this object in a file, or is on another machine"
+                return False
+            held = HeldFile.parse(response.getheader(FILE) or "")
+            self._link.unlink(missing_ok=True)
+            linked = link_file(held, self._link)
+        except LinkError as error:
+            self.copied_because = str(error)
+            return False
+        finally:
+            self._connection.close()
+        try:
+            self._verify_link()
+        except DamselflyError:
+            self._link.unlink()
+            raise
+        self.etag = response.getheader("ETag") or ""
+        self.length = self.done = held.length
+        self.linked = linked
+        return True
+
+    def _verify_link(self) -> None:
+        with self._link.open("rb", buffering=0) as file:
+            if (expected := self._settings.digest) is not None:
+                hasher = expected.hasher()
+                _feed(hasher, file.fileno(), os.fstat(file.fileno()).st_size)
+                expected.verify(hasher)
+            if self._stopped:
+                raise GetError("it was stopped")
+            os.fsync(file.fileno())
 
     def _fetch(self, descriptor: int) -> None:
         held, etag, length = self._held(descriptor)
@@ -200,7 +253,7 @@ class Transfer:
         # At least one byte is asked for, so that a whole file too is confirmed by the origin.
         return (max(0, min(os.fstat(descriptor).st_size, length - 1)), etag, length) if sound else (0, "", 0)
 
-    def _ask(self, held: int, etag: str) -> http.client.HTTPResponse:
+    def _ask(self, held: int, etag: str, *, link: bool = False) -> http.client.HTTPResponse:
         settings, connection = self._settings, self._connection
         given = {name.lower() for name, _ in settings.headers}
         usual = (
@@ -213,6 +266,7 @@ class Transfer:
             ("X-Dragonfly-Application", settings.application),
             ("X-Dragonfly-Priority", str(settings.priority)),
             ("X-Damselfly-Store", self._store or ""),
+            (ASKED, "1" if link else ""),
         )
         fields = [
             *((name, value) for name, value in usual if name.lower() not in given),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
@@ -20,6 +21,10 @@ class Landing(Protocol):
     @property
     def fd(self) -> int:
         """The descriptor to send from."""
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
 
 
 class Reader(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from p2p.control import Source
 from p2p.digests import ExpectedDigest
 from p2p.identity import Task
+from p2p.linkfile import HeldFile
 from p2p.pieces import PieceLayout
 from p2p.ranges import ByteRange
 from p2p.urgency import DEFAULT_PRIORITY
@@ -16,6 +18,8 @@ from p2p.versions import Version
 from peer.proxy.contract import Reader, Tasks, Verification
 from peer.proxy.exchange import Exchange
 from peer.proxy.multipart import Body
+
+_REASSURE_SECONDS = 15.0
 
 
 class Delivery:
@@ -40,6 +44,22 @@ class Delivery:
         if self._verification is not None and len(self._readers) == 1 and self._withheld == first:
             await self._verification.verdict()
         return self._readers[0].origin_of_bytes
+
+    async def hold(self, exchange: Exchange) -> HeldFile:
+        """Wait until every byte of the body, which is the whole object, is here and verified; return its file.
+
+        A client that waits long is told that the wait goes on. Raises as `send` does.
+        """
+        (reader,) = self._readers
+        offset, told = 0, time.monotonic()
+        while offset < self._body.length:
+            offset = await reader.ready(offset)
+            if time.monotonic() - told >= _REASSURE_SECONDS:
+                await exchange.send_continue()
+                told = time.monotonic()
+        if self._verification is not None:
+            await self._verification.verdict()
+        return HeldFile.of(reader.entry.path, reader.entry.fd)
 
     async def send(self, exchange: Exchange) -> None:
         """Send the body. Raises what ended the download, DigestMismatchError, and ConnectionError."""

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
+from ipaddress import ip_address
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -127,6 +128,12 @@ class Exchange:
             # Nobody takes the answer to a CONNECT for an object.
             return self.ignores_status and self.method != "CONNECT"
         return self.rule.errors is Errors.RESET
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether the client is connected by the loopback interface, or by what looks like it from here."""
+        peername = self.transport.get_extra_info("peername")
+        return bool(peername) and ip_address(peername[0].partition("%")[0]).is_loopback
 
     @property
     def transport(self) -> asyncio.Transport:

@@ -23,6 +23,7 @@ from p2p.errors import (
 )
 from p2p.fields import entity_tags, http_date, single, values
 from p2p.hostapi import Keepable, Refused, Stream
+from p2p.linkfile import FILE
 from p2p.ranges import ByteRange, if_range_matches, not_modified, parse_range
 from p2p.telemetry import logger
 from p2p.versions import Version, passthrough_headers
@@ -34,7 +35,7 @@ from peer.proxy.forward import Forwarder
 from peer.proxy.freshness import Freshness, Judged, Standing
 from peer.proxy.multipart import coalesced, compose, may_be_split
 from peer.proxy.route import Wanted
-from peer.proxy.signals import priority, wants_prefetch
+from peer.proxy.signals import priority, wants_file, wants_prefetch
 from peer.source.fields import Fields, across_hosts, end_to_end, for_origin
 
 log = logger(__name__)
@@ -196,8 +197,12 @@ class Responder:
                 fields += (("X-Cache", exchange.cache),)
                 if exchange.cache is not Cache.MISS:
                     fields += (("Age", _age(probe.headers, judged.age)),)
-                await exchange.send_head(selection.status, fields, length=body.length)
-                await delivery.send(exchange)
+                if selection.status == 200 and wants_file(exchange.fields) and exchange.is_of_this_machine:
+                    held = await delivery.hold(exchange)
+                    await exchange.send_head(204, (*fields, (FILE, held.field())), length=0)
+                else:
+                    await exchange.send_head(selection.status, fields, length=body.length)
+                    await delivery.send(exchange)
         await exchange.finish()
         if selection.sent and prefetch:
             self._tasks.prefetch(wanted.task, probe.version, probe.source)

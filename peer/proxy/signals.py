@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from p2p.errors import BadRequestError
 from p2p.fields import single
+from p2p.linkfile import ASKED
 from p2p.telemetry import logger
 from p2p.urgency import DEFAULT_PRIORITY, HIGHEST_PRIORITY
 from peer.source.fields import Fields
@@ -29,6 +30,14 @@ def wants_prefetch(fields: Fields, *, by_rule: bool) -> bool:
     """Tell whether the rest of an object is to be fetched after a range of it; the request overrules the rule."""
     chosen = choice(fields, PREFETCH)
     return by_rule if chosen is None else chosen
+
+
+def wants_file(fields: Fields) -> bool:
+    """Tell whether a client asks for the name of the whole object's file instead of bytes. Raises BadRequestError."""
+    value = single(fields, ASKED)
+    if value not in {None, "1"}:
+        raise BadRequestError(f"{ASKED}: {value!r} is not 1")
+    return value is not None
 
 
 def priority(fields: Fields) -> int:

@@ -17,6 +17,7 @@ import pytest
 
 from bench.cluster import LocalCluster
 from bench.origin_client import OriginClient
+from p2p.identity import identify
 from tests.support.commands import DAMSELFLY, DEADLINE
 from tests.support.daemons import running_cluster
 
@@ -129,6 +130,29 @@ def test_it_says_where_the_bytes_came_from_and_verifies_them(
     assert status == 0, said
     assert "(origin 0 bytes, peers 0 bytes, local 67.1 MB)\n" in said
     assert [path.name for path in target.parent.iterdir()] == ["model.bin"]
+
+
+def test_a_linked_file_is_the_peers_and_stays_whole_when_that_lets_go(
+    small_cluster: LocalCluster, origin: OriginClient, tmp_path: Path
+) -> None:
+    thing = origin.create("model.bin", 3 * MIB, sha256=True)
+    target = tmp_path / "model.bin"
+    status, said = get(small_cluster, thing.url, target, "--link", "--digest", f"sha256:{thing.sha256}")
+    assert status == 0, said
+    held = {path.stat().st_ino for path in (tmp_path / "cluster").rglob("data/*/*")}
+    if "; a hard link of the peer's file, read-only" in said:
+        assert target.stat().st_ino in held
+        assert target.stat().st_mode & 0o777 == 0o444
+    else:
+        assert "; a reflink of the peer's file" in said
+        assert target.stat().st_ino not in held
+    small_cluster.delete_task(identify(thing.url).id)
+    assert sha256(target) == thing.sha256
+    # Who may not have the bytes is not told where they are.
+    signature = thing.url.rpartition("=")[2]
+    other = tmp_path / "other.bin"
+    status, said = get(small_cluster, thing.url.replace(signature, "0" * len(signature)), other, "--link")
+    assert (status, "403" in said, other.exists()) == (1, True, False)
 
 
 def test_without_a_seed_the_bytes_are_the_origins(origin: OriginClient, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from p2p.config import Address
 from p2p.digests import ExpectedDigest
 from p2p.errors import ConfigError
 from p2p.identity import identify
+from p2p.linkfile import HeldFile
 from tests.support.servers import free_port
 
 from .source.raw_origin import CUT, RawOrigin, RawRequest, raw_origin, response, serving
@@ -313,6 +315,59 @@ async def test_a_terminal_gets_a_bar(proxy: RawOrigin, tmp_path: Path) -> None:
     console = Console(file=said, width=120, force_terminal=True)
     assert await get(settings, console) == 0
     assert "10.2 kB in" in said.getvalue()
+
+
+def giving(file: Path) -> Any:
+    """Answer as a peer that holds the object in a file."""
+    whole = serving(CONTENT)
+    with file.open("rb") as opened:
+        field = HeldFile.of(file, opened.fileno()).field()
+
+    def answer(request: RawRequest) -> Any:
+        asked = request.field("X-Damselfly-Link")
+        assert asked in (None, "1")
+        return response(204, 'ETag: "v1"', f"X-Damselfly-File: {field}") if asked else whole(request)
+
+    return answer
+
+
+async def test_a_link_is_verified_and_takes_the_place_of_what_was_there(proxy: RawOrigin, tmp_path: Path) -> None:
+    store, output = tmp_path / "store", tmp_path / "out" / "m"
+    output.parent.mkdir()
+    store.write_bytes(CONTENT)
+    proxy.answer = giving(store)
+    # The second time both names may be of one file already.
+    for _ in range(2):
+        status, said = await run(proxy.port, output, link=True, digest=ExpectedDigest.parse(SHA256))
+        assert (status, output.read_bytes()) == (0, CONTENT), said
+        assert re.search("sha256 verified; a (reflink|hard link) of the peer's file", said)
+        assert left(output.parent) == {"m"}
+    assert len(proxy.requests) == 2
+    status, said = await run(proxy.port, output, link=True, digest=ExpectedDigest.parse("sha256:" + "0" * 64))
+    assert (status, output.read_bytes(), left(output.parent)) == (1, CONTENT, {"m"})
+    # A copy afterwards is a file of its own.
+    assert (await run(proxy.port, output))[0] == 0
+    assert output.stat().st_ino != store.stat().st_ino
+    assert store.read_bytes() == CONTENT
+
+
+async def test_what_cannot_be_linked_is_copied_and_told(proxy: RawOrigin, tmp_path: Path) -> None:
+    store, output = tmp_path / "store", tmp_path / "m"
+    store.write_bytes(CONTENT)
+    proxy.answer = giving(store)
+    store.write_bytes(CONTENT * 2)
+    for answer, reason in ((proxy.answer, "is another file than the peer's"), (serving(CONTENT), "does not keep")):
+        proxy.answer = answer
+        status, said = await run(proxy.port, output, link=True)
+        assert (status, output.read_bytes(), left(tmp_path)) == (0, CONTENT, {"store", "m"})
+        assert f"{output} is a copy: " in said
+        assert reason in said
+
+
+async def test_a_refusal_is_told_with_a_link_as_without(proxy: RawOrigin, tmp_path: Path) -> None:
+    proxy.answer = lambda _: response(403, body=b"<Code>AccessDenied</Code>")
+    status, said = await run(proxy.port, tmp_path / "m", link=True)
+    assert (status, "403" in said, "is a copy" in said, left(tmp_path)) == (1, True, False, set())
 
 
 def test_parsing_options() -> None:

@@ -8,6 +8,7 @@ import re
 import socket
 import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -34,6 +35,7 @@ class Download:
             file.write(content)
             file.flush()
             self.fd = os.dup(file.fileno())
+        self.path = Path(f"/proc/self/fd/{self.fd}")
         self.landed = landed
         self.error: DamselflyError | None = None
         self._changed = asyncio.Event()

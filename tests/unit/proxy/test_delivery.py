@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from p2p.errors import OriginUnreachableError
+from p2p.linkfile import HeldFile
 from p2p.ranges import ByteRange
 from peer.core.rules import Rule, Rules
 from peer.proxy.server import ProxyServer, ProxySettings
@@ -148,3 +149,27 @@ async def under(front: Front, rules: Rules) -> None:
     await front.server.shutdown(0.0)
     front.server = ProxyServer(front.tasks, front._client, host_id=HOST_ID, rules=rules)
     await front.start()
+
+
+async def test_who_asks_for_the_file_gets_its_name_once_all_of_it_is_here(front: Front, origin: RawOrigin) -> None:
+    front.tasks.landed = 0
+    client = await front.connect()
+    asking = ("Host: x", "User-Agent: curl/8", "X-Damselfly-Link: 1")
+    await client.send(f"GET {signed(origin)} HTTP/1.1", *asking)
+    while not front.tasks.downloads:
+        front.tasks.opened.clear()
+        await front.tasks.opened.wait()
+    (download,) = front.tasks.downloads
+    download.land(1000)
+    download.land(len(CONTENT))
+    head = await client.head()
+    assert head.status == 204
+    assert HeldFile.parse(head.field("X-Damselfly-File") or "") == HeldFile.of(download.path, download.fd)
+    assert (head.field("Content-Length"), head.field("ETag")) == (None, '"v1"')
+    front.tasks.landed = None
+    # A range of it is bytes all the same, and the connection is in step.
+    await client.send(f"GET {signed(origin)} HTTP/1.1", *asking, "Range: bytes=-1")
+    assert (await client.head()).status == 206
+    assert await client.reader.readexactly(1) == CONTENT[-1:]
+    await client.send(f"GET {signed(origin)} HTTP/1.1", "Host: x", "User-Agent: x", "X-Damselfly-Link: yes")
+    assert (await client.head()).status == 400
