@@ -18,6 +18,7 @@ SHOWN = {
     "cpu_seconds_per_gib": ("CPU-s/GiB", 1.0, 3),
     "requests_per_cpu_second": ("requests/CPU-s", 1.0, 0),
     "requests_per_second": ("requests/s", 1.0, 0),
+    "versions_per_second": ("versions/s", 1.0, 0),
     "seconds": ("ms", 1e3, 1),
     "rss_anon_bytes": ("MiB", 1 / MIB, 1),
     "ratio": ("times", 1.0, 2),

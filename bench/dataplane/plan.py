@@ -49,6 +49,11 @@ class Plan:
         return max(100, int(10_000 * self.scale))
 
     @property
+    def versions(self) -> int:
+        """How many versions are evicted."""
+        return max(100, int(100_000 * self.scale))
+
+    @property
     def readers(self) -> int:
         """How many read the huge object at once."""
         return max(4, int(200 * self.scale))

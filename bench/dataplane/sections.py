@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.dataplane import cold, local, members, memory, origins, peers, small, workers
+from bench.dataplane import cold, eviction, local, members, memory, origins, peers, small, workers
 from bench.dataplane.figures import Figure, Result
 from bench.dataplane.plan import Plan, Progress
 from bench.rivals import NGINX_FILES
@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, Section] = {
     "cold": Section(cold.measure),
     "small": Section(small.measure),
     "memory": Section(memory.measure),
+    "eviction": Section(eviction.measure),
 }
 
 

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.dataplane.cold import allowed_seconds
+from bench.dataplane.eviction import evict_all
 from bench.dataplane.figures import Figure, Result, by_name, per_gib
 from bench.dataplane.plan import Plan
 from bench.dataplane.sections import Section
@@ -100,3 +101,9 @@ def test_the_command_runs_sections_and_writes_figures_and_a_chart(
     assert (document["bench"], document["rounds"]) == ("data-plane", 2)
     assert [(row["name"], row["median"], row["met"]) for row in document["figures"]] == [("scale 0.5", 0.5, True)]
     assert chart.with_suffix(".png").stat().st_size
+
+
+async def test_a_store_is_filled_and_evicted_while_the_loop_is_watched(tmp_path: Path) -> None:
+    found = await evict_all(tmp_path, 300)
+    assert found.keys() == {"a second", "cpu", "wall"}
+    assert min(found.values()) > 0
