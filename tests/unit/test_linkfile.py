@@ -112,7 +112,6 @@ async def test_a_store_opens_a_shared_file_again_and_never_mends_it(
     mine = tmp_path / "mine"
     with await store.entry(task, version) as entry:
         await put(entry, [0])
-        assert not entry.is_shared
         link_file(HeldFile.of(entry.path, entry.fd), mine)
         assert entry.is_shared
         inode = os.fstat(entry.fd).st_ino
