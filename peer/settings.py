@@ -89,11 +89,12 @@ def load_configuration(path: Path) -> Configuration:
 
 def _store(table: Table) -> StoreSettings:
     default = StoreSettings()
+    high = table.get("high", _share, default.high)
     settings = StoreSettings(
         scrub_seconds=table.get("scrub", _duration_or_off, default.scrub_seconds),
         ttl_seconds=table.get("ttl", _duration_or_off, default.ttl_seconds),
-        high=table.get("high", _share, default.high),
-        low=table.get("low", _share, default.low),
+        high=high,
+        low=table.get("low", _share, high * default.low),
     )
     table.done()
     if settings.low > settings.high:

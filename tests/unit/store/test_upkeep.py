@@ -191,10 +191,12 @@ def test_settings_are_read_from_the_configuration(tmp_path: Path) -> None:
     assert load_configuration(file).store == StoreSettings(None, 14 * DAY_SECONDS, 0.95, 0.9)
     file.write_text("")
     assert load_configuration(file).store == StoreSettings()
+    file.write_text('[store]\nhigh = "64%"\n')
+    assert load_configuration(file).store == StoreSettings(high=0.64, low=0.63)
     for text, complaint in (
         ('scrub = "0"', "store.scrub"),
         ('high = "1GiB"', "no share"),
-        ('high = "50%"', "low is above high"),
+        ('high = "50%"\nlow = "60%"', "low is above high"),
         ('tll = "1d"', "did you mean 'ttl'"),
     ):
         file.write_text(f"[store]\n{text}\n")
