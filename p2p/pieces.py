@@ -23,8 +23,6 @@ def piece_length(object_length: int) -> int:
     of a few pieces, and with 256 of them that is a hundredth of the way. Large enough that a piece's fixed cost (a
     request, a report, an index row) stays under a percent of moving it.
     """
-    if object_length < 512 * MIB:
-        return MIB
     if object_length < GIB:
         return 2 * MIB
     if object_length < 4 * GIB:

@@ -7,7 +7,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import uvloop
@@ -17,6 +17,7 @@ from bench.dataplane.plan import Plan, Progress
 from p2p.digests import piece_digest
 from p2p.identity import Store as ObjectStore
 from p2p.identity import Task
+from p2p.tasks import TaskScope
 from p2p.telemetry import configure_logging
 from p2p.versions import ValidatorKind, Version
 from peer.store import Store
@@ -42,15 +43,11 @@ class Ticker:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Tick while the context lasts."""
-        ticking = asyncio.create_task(self._tick())
-        try:
+        async with TaskScope() as scope:
+            scope.spawn(self._tick(), name="ticker")
             yield
             # One turn more: the last delay ends with it.
             await asyncio.sleep(0)
-        finally:
-            ticking.cancel()
-            with suppress(asyncio.CancelledError):
-                await ticking
 
     async def _tick(self) -> None:
         while True:

@@ -19,11 +19,7 @@ PARENT_TRANSFERS = 4
 """Concurrent transfers of parts from other hosts, all parents of one download together."""
 
 FOLLOWED_TRANSFERS = 16
-"""Concurrent transfers from followed parents."""
-
-FOLLOWED_BYTES = 2 * MIB
-"""How much a followed parent is asked for at a time in each stripe, and one piece at the least. From one piece to the
-next it is a round trip and a landing, which short pieces over a fast link would spend half of their time on."""
+"""Concurrent transfers from followed parents, of which each gives as many as there are stripes it is followed in."""
 
 
 class Transfers:
@@ -41,7 +37,6 @@ class Transfers:
         self.flights = Flights()
         self.pace = OriginPace()
         self._layout = layout
-        self._each = max(1, FOLLOWED_BYTES // layout.piece_length)
         self._readers = readers
         self._sources = sources
         self._plans = plans
@@ -81,8 +76,7 @@ class Transfers:
         if not offered:
             return
         parent_id = parent.parent_id
-        most = self._each * len(parent.stripes)
-        free = min(most - flights.followed.get(parent_id, 0), FOLLOWED_TRANSFERS - flights.from_followed)
+        free = min(len(parent.stripes) - flights.followed.get(parent_id, 0), FOLLOWED_TRANSFERS - flights.from_followed)
         if free <= 0 or now < parent.rests_until:
             return
         while free > 0 and offered & ~flights.pieces:

@@ -36,7 +36,7 @@ PATIENT_SECONDS = 0.1
 costs several times what is done with the bytes, and takes the GIL from another."""
 
 LOW_WATER_BYTES = 96 * 1024
-"""Such a read is woken for no less, as long as more than that is sure to come."""
+"""Such a read is woken for no less, but for the end of what is sure to come."""
 
 _HEAD_BUFFER_BYTES = 8192
 
@@ -162,6 +162,8 @@ class _Incoming(io.RawIOBase):
         self._limits = limits
         self._progress = progress
         self._low_water = 1
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
         self.received = 0
         self.coming = 0
         """How many bytes the other side is sure to send if nothing breaks; the reader of the body says so."""
@@ -198,25 +200,30 @@ class _Incoming(io.RawIOBase):
 
     def _from_socket(self, buffer: memoryview, sure: int) -> int:
         """Receive what the kernel has, where `sure` bytes are still to come to it."""
-        flags = self._flags(len(buffer), sure)
+        size, flags = min(len(buffer), sure), int(socket.MSG_WAITALL)
+        if size <= _HEAD_BUFFER_BYTES:
+            size, flags = len(buffer), 0
+            self.wake_for(1)
+        elif sure >= 2 * LOW_WATER_BYTES:
+            # A mark that what is still to come might not reach would be waited for in vain.
+            size = min(size, sure - LOW_WATER_BYTES)
+            self.wake_for(LOW_WATER_BYTES)
+        else:
+            # The end comes at once, whole: what is received of it before that would not count for the mark any more.
+            flags = socket.MSG_DONTWAIT
+            self.wake_for(size)
         deadline = time.monotonic() + self._limits.stall_seconds
         while True:
             try:
-                return self._socket.recv_into(buffer, 0, flags)
+                if flags == socket.MSG_DONTWAIT:
+                    self._readable.poll(PATIENT_SECONDS * 1000)
+                return self._socket.recv_into(buffer, size, flags)
             except BlockingIOError:  # nothing came for PATIENT_SECONDS
                 if time.monotonic() >= deadline:
                     raise TimeoutError from None
 
-    def _flags(self, size: int, sure: int) -> int:
-        """Return how the next `size` bytes are to be received, and say to the kernel what to wake this thread for."""
-        if not _HEAD_BUFFER_BYTES < size <= sure:
-            self._wake_for(1)
-            return 0
-        # A mark that what is still to come might not reach would be waited for in vain.
-        self._wake_for(LOW_WATER_BYTES if sure - size >= LOW_WATER_BYTES else 1)
-        return socket.MSG_WAITALL
-
-    def _wake_for(self, count: int) -> None:
+    def wake_for(self, count: int) -> None:
+        """Have the kernel wake this thread for no less than `count` bytes."""
         if count != self._low_water:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
             self._low_water = count
@@ -421,6 +428,8 @@ class Answer:
 
     def close(self) -> None:
         """Let go of the answer; the connection is reusable if the body has been read to its end."""
+        with suppress(OSError):
+            self._incoming.wake_for(1)  # for the next answer
         # Chunks have no length; the last of them may be unread.
         self._connection.reusable = self._response.length == 0 and not self._response.will_close
         self._response.close()

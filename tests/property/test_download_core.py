@@ -121,7 +121,7 @@ class DownloadMachine(RuleBasedStateMachine):
         others = [other for other in self.running.values() if other.source is None and not other.digests]
         named = self.named[parent]
         busy = sum(other.parent_id == parent for other in others)
-        assert busy < 2 * len(named.stripes), "more transfers from a followed parent than 2 MiB a stripe"
+        assert busy < len(named.stripes), "more transfers from a followed parent than stripes"
         if named.seed:
             assert all(index % STRIPES in named.stripes for index in command.span), "a seed is asked for other stripes"
 

@@ -92,7 +92,7 @@ def test_the_command_prints_a_table_and_writes_figures_and_a_picture(tmp_path: P
     assert result.exit_code == 0, result.output
     document = json.loads(figures.read_text())
     assert [run["policy"] for run in document["runs"]] == ["damselfly", "tree", "rarest-first"]
-    assert document["scenario"]["pieces"] == 64
+    assert document["scenario"]["pieces"] == 32
     assert document["runs"][0]["origin_copies"] == 1.0
     assert document["runs"][0]["p99_over_t_star"] > 0
     assert picture.stat().st_size > 1000

@@ -8,8 +8,7 @@ from tests.support.pieces import PIECE
 
 
 def test_piece_lengths_grow_with_the_object() -> None:
-    assert [piece_length(size) for size in (0, 512 * MIB - 1)] == [MIB, MIB]
-    assert [piece_length(size) for size in (512 * MIB, GIB - 1)] == [2 * MIB, 2 * MIB]
+    assert [piece_length(size) for size in (0, GIB - 1)] == [2 * MIB, 2 * MIB]
     assert [piece_length(size) for size in (GIB, 4 * GIB - 1)] == [4 * MIB, 4 * MIB]
     assert [piece_length(size) for size in (4 * GIB, 32 * GIB - 1)] == [8 * MIB, 8 * MIB]
     assert [piece_length(size) for size in (32 * GIB, 10**13)] == [16 * MIB, 16 * MIB]

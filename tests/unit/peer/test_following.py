@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2p.control import FailureReason, Following, Lagging, Parent, Progress, Source
-from p2p.pieces import MIB, Bitmap, PieceLayout, Span
+from p2p.pieces import Bitmap, PieceLayout, Span
 from p2p.versions import ValidatorKind, Version
 from peer.core.download import PATIENCE_SECONDS, DownloadCore
 from peer.core.following import LAG_SECONDS, REWATCH_SECONDS, WIDE_SECONDS
@@ -23,13 +23,11 @@ from peer.core.messages import (
     Unwatch,
     Watch,
 )
-
-PIECE = 4 * MIB
-"""Of longer pieces each parent is asked for one at a time in each stripe."""
+from tests.support.pieces import PIECE
 
 PIECES = 96
 VERSION = Version("0" * 64, PIECES * PIECE, ValidatorKind.ETAG, '"a"')
-LAYOUT = PieceLayout(VERSION.length, PIECE)
+LAYOUT = PieceLayout.of(VERSION.length)
 SOURCE = Source("http://origin/a")
 
 

@@ -28,7 +28,7 @@ def crc(kind: ChecksumKind) -> Checksum:
 CRCS = [kind for kind in ChecksumKind if kind.combinable]
 CRC = crc(ChecksumKind.CRC32C)
 MD5 = Checksum(ChecksumKind.MD5, hashlib.md5(CONTENT).digest())
-CUTS = [CONTENT[:1_250_000], CONTENT[1_250_000:1_250_001], CONTENT[1_250_001:]]
+CUTS = [CONTENT[:2_500_000], CONTENT[2_500_000:2_500_001], CONTENT[2_500_001:]]
 COMPOSITE = Checksum(ChecksumKind.CRC32C, composite(ChecksumKind.CRC32C, CUTS), Parts.of(map(len, CUTS)))
 WRONG = Checksum(ChecksumKind.CRC32C, bytes(4))
 
@@ -75,7 +75,7 @@ async def test_nothing_is_compared_where_the_store_says_nothing(tmp_path: Path) 
 
 async def test_pieces_that_landed_before_are_read_from_the_file(tmp_path: Path) -> None:
     async with running(tmp_path) as peer:
-        await whole(peer, ByteRange(0, 1_250_000))
+        await whole(peer, ByteRange(0, 2_500_000))
     async with running(tmp_path) as peer:
         assert await verdict(peer, CRC)
         assert {index for span in peer.network.origin for index in span} == set(range(2, LAYOUT.count))
@@ -96,7 +96,7 @@ async def test_wrong_bytes_are_dropped_and_fetched_anew(tmp_path: Path, checksum
 
 @pytest.mark.parametrize("scheduler", [False, True])
 async def test_parts_that_were_only_assumed_settle_it_without_a_verdict(tmp_path: Path, scheduler: bool) -> None:
-    assumed = replace(COMPOSITE, parts=Parts.equal(2_000_000, 3, len(CONTENT)), assumed=True)
+    assumed = replace(COMPOSITE, parts=Parts.equal(4_000_000, 3, len(CONTENT)), assumed=True)
     async with running(tmp_path, scheduler=scheduler) as peer:
         if scheduler:
             peer.schedulers.address = None
