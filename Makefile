@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS   ?=
-JOBS   ?= 2
+JOBS   ?= 3
 DURATION ?= 1h
 SEED   ?=
 
