@@ -66,7 +66,8 @@ def test_the_command_prints_bars_and_writes_figures(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     output = done.stdout
     assert max(len(line) for line in output.splitlines() if "wrote" not in line) <= 80
-    assert output.count(": met)") + output.count(": missed)") == 7
+    said = " ".join(output.split())  # a figure that nothing gave on a busy machine makes its line two
+    assert said.count(": met)") + said.count(": missed)") == 7
     told = json.loads(figures.read_text())
     assert told["bench"] == "scheduler"
     assert [run["name"] for run in told["runs"]] == [
