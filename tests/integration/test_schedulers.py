@@ -27,8 +27,8 @@ from tests.support.servers import free_port
 from tests.support.thin_origin import thin_origin
 
 MIB = 1024 * 1024
-SIZE = 24 * PIECE
-RATE = 60e6
+SIZE = 10 * PIECE
+RATE = 40e6
 OBJECTS = 6
 PEERS = ("peer-1", "peer-2", "peer-3")
 HOSTS = ("seed-1", "seed-2", *PEERS)

@@ -14,7 +14,7 @@ from bench.reader import Reader
 from tests.support.daemons import running_cluster
 from tests.support.metrics import assert_one_copy, metric
 
-FILES = 200
+FILES = 100
 SIZE = 4096
 SEED = "seed-1"
 PEERS = ("peer-1", "peer-2")
