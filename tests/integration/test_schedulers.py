@@ -79,8 +79,11 @@ class Fixture:
         """Return when what a daemon's /readyz says is as it is to be."""
         self.wait(f"{name} is as it should be", lambda: holds(self.ready(name)))
 
-    def in_mid_swarm(self, happens: Callable[[], object], *, prefix: str = "model") -> None:
-        """Read fresh objects everywhere at once, let something happen in the middle, and check what came of it."""
+    def in_mid_swarm(self, happens: Callable[[], object], *, prefix: str = "model", again: int = 0) -> None:
+        """Read fresh objects everywhere at once, let something happen in the middle, and check what came of it.
+
+        The origin may send `again` bytes twice.
+        """
         things = [self.origin.create(f"{prefix}-{number}", SIZE, seed=number) for number in range(OBJECTS)]
         before = self.origin.stats()
         hedges = self.of_hosts("damselfly_origin_hedges_total")
@@ -98,9 +101,9 @@ class Fixture:
             for future in reading:
                 future.result(timeout=2 * DEADLINE)
         after = self.origin.stats().since(before)
-        assert self.of_hosts('damselfly_downloaded_bytes_total{source="origin"}') - landed == total
+        assert 0 <= self.of_hosts('damselfly_downloaded_bytes_total{source="origin"}') - landed - total <= again
         # Every request has its one-byte check, which is no piece; on a busy machine a host may hedge its own request.
-        extra = after.one_byte_requests + (self.of_hosts("damselfly_origin_hedges_total") - hedges) * HEDGED
+        extra = again + after.one_byte_requests + (self.of_hosts("damselfly_origin_hedges_total") - hedges) * HEDGED
         assert after.repeated_bytes <= extra, "a piece was fetched twice"
         assert after.body_bytes <= total + extra
 
@@ -186,7 +189,8 @@ def test_schedulers_of_the_configuration_need_no_redis(tmp_path: Path) -> None:
         fixture = Fixture(origin, cluster)
         fixture.wait_schedulers(2, *_names(2))
         fixture.in_mid_swarm(lambda: cluster.kill("scheduler-2"))
-        fixture.in_mid_swarm(lambda: cluster.restart("scheduler-2"), prefix="later")
+        # Without Redis a scheduler that comes back knows what hosts tell it, and not what is on its way to them.
+        fixture.in_mid_swarm(lambda: cluster.restart("scheduler-2"), prefix="later", again=8 * PIECE)
         fixture.wait_schedulers(2, *_names(2))
 
 
