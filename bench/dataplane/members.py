@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.dataplane.figures import Figure, by_name
-from bench.dataplane.peers import fetch_whole, hop
+from bench.dataplane.figures import Figure
+from bench.dataplane.peers import hops
 from bench.dataplane.plan import Plan, Progress, running
 from p2p.tls import CertificateAuthority
 
@@ -22,16 +22,7 @@ def measure(plan: Plan, progress: Progress) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="damselfly-") as name:
         arguments = certificates(Path(name), ("scheduler", "seed-1", "peer-1"))
         with running("unlimited", plan, peers=1, seeds=1, arguments=arguments) as field:
-            made = field.origin.create("models/members/1/model.bin", plan.large)
-            progress(f"{SECTION}, warm-up")
-            with field.writing(plan.large):
-                fetch_whole(made.url, field.cluster["seed-1"])
-            hop(field, made)
-            rounds = []
-            for number in range(1, plan.rounds + 1):
-                progress(f"{SECTION}, round {number}")
-                rounds.append(hop(field, made))
-    values = by_name(rounds)
+            values = hops(field, plan, progress, SECTION)
     yield Figure(SECTION, "one to another", "bytes_per_second", values["bytes_per_second"])
     what = "receive, decrypt, verify, write"
     yield Figure(SECTION, what, "cpu_seconds_per_gib", values["receive"], most=RECEIVE_CPU_SECONDS)

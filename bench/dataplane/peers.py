@@ -20,20 +20,25 @@ RECEIVE_CPU_SECONDS, SEND_CPU_SECONDS = 0.7, 0.25
 def measure(plan: Plan, progress: Progress) -> Iterator[Figure]:
     """Let a peer fetch an object from a seed that holds it, as often as there are rounds."""
     with running("unlimited", plan, peers=1, seeds=1) as field:
-        made = field.origin.create("models/peers/1/model.bin", plan.large)
-        progress(f"{SECTION}, warm-up")
-        with field.writing(plan.large):
-            fetch_whole(made.url, field.cluster["seed-1"])
-        hop(field, made)
-        rounds = []
-        for number in range(1, plan.rounds + 1):
-            progress(f"{SECTION}, round {number}")
-            rounds.append(hop(field, made))
-    values = by_name(rounds)
+        values = hops(field, plan, progress, SECTION)
     yield Figure(SECTION, "one to another", "bytes_per_second", values["bytes_per_second"])
     name = "receive, verify, write"
     yield Figure(SECTION, name, "cpu_seconds_per_gib", values["receive"], most=RECEIVE_CPU_SECONDS)
     yield Figure(SECTION, "send", "cpu_seconds_per_gib", values["send"], most=SEND_CPU_SECONDS)
+
+
+def hops(field: Field, plan: Plan, progress: Progress, section: str) -> dict[str, tuple[float, ...]]:
+    """Let peer-1 fetch what seed-1 holds, once to warm up and then once a round; return what `hop` does, by name."""
+    made = field.origin.create("models/peers/1/model.bin", plan.large)
+    progress(f"{section}, warm-up")
+    with field.writing(plan.large):
+        fetch_whole(made.url, field.cluster["seed-1"])
+    hop(field, made)
+    rounds = []
+    for number in range(1, plan.rounds + 1):
+        progress(f"{section}, round {number}")
+        rounds.append(hop(field, made))
+    return by_name(rounds)
 
 
 def hop(field: Field, made: RemoteObject) -> dict[str, float]:

@@ -21,12 +21,12 @@ import pytest
 from bench.cluster import LocalCluster
 from bench.origin_client import OriginClient, RemoteObject
 from bench.reader import Reader
+from tests.support.metrics import HEDGED_BYTES
 from tests.support.pieces import PIECE
 from tests.support.redis import RedisServer, running_redis
 from tests.support.servers import free_port
 from tests.support.thin_origin import thin_origin
 
-MIB = 1024 * 1024
 SIZE = 10 * PIECE
 RATE = 40e6
 OBJECTS = 6
@@ -34,7 +34,6 @@ PEERS = ("peer-1", "peer-2", "peer-3")
 HOSTS = ("seed-1", "seed-2", *PEERS)
 PASSWORD = "not-to-be-logged"
 DEADLINE = 60.0
-HEDGED = 4 * MIB  # what a hedge brings twice at the most: part of a piece, and what is in the kernels' buffers
 
 
 @dataclass
@@ -103,7 +102,9 @@ class Fixture:
         after = self.origin.stats().since(before)
         assert 0 <= self.of_hosts('damselfly_downloaded_bytes_total{source="origin"}') - landed - total <= again
         # Every request has its one-byte check, which is no piece; on a busy machine a host may hedge its own request.
-        extra = again + after.one_byte_requests + (self.of_hosts("damselfly_origin_hedges_total") - hedges) * HEDGED
+        extra = (
+            again + after.one_byte_requests + (self.of_hosts("damselfly_origin_hedges_total") - hedges) * HEDGED_BYTES
+        )
         assert after.repeated_bytes <= extra, "a piece was fetched twice"
         assert after.body_bytes <= total + extra
 

@@ -88,15 +88,15 @@ class _ForkingPopen(subprocess.Popen[Any]):
 def _stands_in(args: object, environment: Mapping[str, str]) -> bool:
     if not (isinstance(args, list | tuple) and len(args) >= 3 and all(isinstance(word, str) for word in args)):
         return False
-
-    def early(variables: Mapping[str, str]) -> dict[str, str]:
-        return {name: value for name, value in variables.items() if name.startswith(_READ_BEFORE_IMPORTS)}
-
-    # What pytest says of itself to its children (PYTEST_…) is no concern of theirs.
-    return args[0] == sys.executable and args[1] == "-m" and args[2] in MODULES and early(environment) == _EARLY
+    return args[0] == sys.executable and args[1] == "-m" and args[2] in MODULES and _early(environment) == _EARLY
 
 
-_EARLY = {name: value for name, value in os.environ.items() if name.startswith(_READ_BEFORE_IMPORTS)}
+def _early(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what an interpreter reads before it imports anything."""
+    return {name: value for name, value in variables.items() if name.startswith(_READ_BEFORE_IMPORTS)}
+
+
+_EARLY = _early(os.environ)
 
 
 class _Server:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from p2p.errors import ConfigError, StoreFullError
 from p2p.pieces import MIB
 from peer.store import Entry, Store
 from peer.store.space import capacity_in
+from tests.support.disks import mounted
 from tests.support.pieces import PIECE
 from tests.unit.store.support import a_task, a_version, assert_sound, content, filled
 
@@ -23,13 +22,8 @@ DISK_BYTES = 8 * PIECE
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "damselfly-test", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("mounting a tmpfs takes root")
-    try:
+    with mounted(tmp_path, f"size={DISK_BYTES}"):
         yield tmp_path
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 async def land(entry: Entry, index: int) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from peer.store import Store
 from peer.store.disk import Disk
 from peer.store.space import capacity_in
 from peer.tasks import TaskManager
+from tests.support.disks import mounted
 from tests.support.pieces import PIECE
 from tests.unit.peer.test_tasks import Network, Peer, Schedulers, whole
 from tests.unit.store.support import assert_sound, filled
@@ -121,13 +121,8 @@ async def test_a_disk_that_fails_while_it_is_used_gives_what_it_has_and_errors_f
 
 @pytest.fixture
 def read_only_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "damselfly-test", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("mounting a tmpfs takes root")
-    try:
+    with mounted(tmp_path, "ro,size=64k"):
         yield tmp_path
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 async def test_a_read_only_disk_is_named_at_the_start_with_what_to_do(read_only_disk: Path) -> None:
